@@ -1,0 +1,1 @@
+"""One module a paper, ``pNN_slug``, each ending in its ``STUDY``."""

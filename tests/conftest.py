@@ -1,0 +1,20 @@
+"""Fixtures that every room's tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def addis_data() -> Path:
+    """The folder of real data that ``ADDIS_DATA`` names."""
+    root = os.environ.get("ADDIS_DATA")
+    if not root or not Path(root).is_dir():
+        pytest.skip("ADDIS_DATA names no folder of real data")
+    return Path(root)
