@@ -1,1 +1,4 @@
-"""The subcommands of ``addis``: one module each, holding one function of the module's name."""
+"""The subcommands of ``addis``: each module holds one function of its own name.
+
+A module imports at its top only what is quick to import, so that ``addis --help`` answers at once.
+"""

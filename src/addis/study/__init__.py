@@ -1,12 +1,34 @@
-"""Studies of papers: independent trials, claims about their results, and figures of those results."""
+"""A study: independent trials, claims about their results, and figures of those results."""
 
 from addis.study._bench import Row as Row
 from addis.study._bench import absent as absent
 from addis.study._bench import peer_repository as peer_repository
 from addis.study._bench import timed as timed
 from addis.study._bench import timed_row as timed_row
+from addis.study._executors import Executor as Executor
+from addis.study._executors import Outcome as Outcome
+from addis.study._executors import Task as Task
+from addis.study._executors import executor as executor
+from addis.study._machine import machine as machine
+from addis.study._machine import versions as versions
+from addis.study._record import RESULTS as RESULTS
+from addis.study._record import Record as Record
+from addis.study._record import read_records as read_records
+from addis.study._record import write_bench as write_bench
+from addis.study._record import write_record as write_record
+from addis.study._registry import benchmarks as benchmarks
+from addis.study._registry import find as find
+from addis.study._registry import study as study
+from addis.study._run import DEFAULT_STORE as DEFAULT_STORE
+from addis.study._run import Failure as Failure
+from addis.study._run import Run as Run
+from addis.study._run import mapper as mapper
+from addis.study._run import run as run
+from addis.study._store import Store as Store
+from addis.study._store import StoreError as StoreError
 from addis.study._study import Claim as Claim
 from addis.study._study import Figure as Figure
 from addis.study._study import Scale as Scale
 from addis.study._study import Study as Study
+from addis.study._study import Table as Table
 from addis.study._study import Trial as Trial

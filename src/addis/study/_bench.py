@@ -45,7 +45,8 @@ class Row:
 def timed(
     *works: Callable[[], object], repeats: int = 5, warmup: int = 1, device: str = "cpu"
 ) -> list[float]:
-    """Median seconds of each work, the works taken in turn (A B A B ...) so that drift hits all alike.
+    """Median seconds of each work, the works taken in turn (A B A B ...) so that drift hits all
+    alike.
 
     Args:
         works: Functions without arguments.
@@ -130,4 +131,6 @@ def _wait(device: str) -> None:
 
 def ahead(rows: Sequence[Row]) -> bool:
     """Whether every row that has a ratio and a target reaches it."""
-    return all(row.ratio <= row.target for row in rows if row.ratio is not None and row.target is not None)
+    return all(
+        row.ratio <= row.target for row in rows if row.ratio is not None and row.target is not None
+    )

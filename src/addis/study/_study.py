@@ -17,7 +17,7 @@ from addis.methods import Method
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
 
-__all__ = ["Claim", "Figure", "Scale", "Study", "Trial", "Value", "Verdict"]
+__all__ = ["Claim", "Figure", "Scale", "Study", "Table", "Trial", "Value", "Verdict"]
 
 Scale = Literal["tiny", "small", "paper"]
 Verdict = Literal["reproduced", "not reproduced", "broken since", "not judged"]
@@ -29,14 +29,16 @@ C = TypeVar("C")
 class Trial:
     """One independent piece of a study: a module-level function and the frozen dataclass it takes.
 
-    The function returns a flat mapping from names to numbers, short strings or NumPy arrays; scalars become
-    columns of the results, arrays are kept beside them. It knows nothing of stores, executors or reports.
+    The function returns a flat mapping from names to numbers, short strings or NumPy arrays;
+    scalars become columns of the results, arrays are kept beside them. It knows nothing of stores,
+    executors or reports.
 
     Args:
         function: Importable by its module and name, so that any process can call it.
-        args: A frozen dataclass of numbers, strings, booleans, ``None`` and (nested) tuples of those; the seed
-            is one of its fields.
-        cost: Expected duration relative to the study's other trials; only the progress estimate uses it.
+        args: A frozen dataclass of numbers, strings, booleans, ``None`` and (nested) tuples of
+            those; the seed is one of its fields.
+        cost: Expected duration relative to the study's other trials; only the progress estimate
+            uses it.
 
     Raises:
         TypeError: ``function`` is not a module-level function, or ``args`` is not such a dataclass.
@@ -64,7 +66,9 @@ class Trial:
         return dataclasses.asdict(self.args)
 
     def key(self, version: int) -> str:
-        """Identifies the trial in a store: hash of the function's name, the arguments and the method's version."""
+        """Identifies the trial in a store: hash of the function's name, the arguments and the
+        method's version.
+        """
         what = json.dumps([self.name, self.settings(), version], sort_keys=True, default=_refuse)
         return hashlib.sha256(what.encode()).hexdigest()
 
@@ -82,7 +86,8 @@ class Claim:
         text: The claim as a sentence that a number can decide.
         paper: The paper's value, or a word for its shape; ``None`` where the paper gives none.
         measured: The value measured here.
-        spread: Half-width of the uncertainty of ``measured`` over seeds, or its interval; in the same unit.
+        spread: Half-width of the uncertainty of ``measured`` over seeds, or its interval; in the
+            same unit.
         holds: The predicate's outcome; ``None`` if it could not be judged, and ``note`` says why.
         unit: Unit of ``paper`` and ``measured``.
         broken_by: Later work that broke the claim and whose finding this study confirms.
@@ -107,7 +112,9 @@ class Claim:
 
     @property
     def verdict(self) -> Verdict:
-        """``broken since`` says that the claim holds in the paper's own terms and fails in the later work's."""
+        """``broken since`` says that the claim holds in the paper's own terms and fails in the
+        later work's.
+        """
         if self.holds is None:
             return "not judged"
         if self.broken_by:
@@ -126,19 +133,38 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Numbers that belong beside the claims: a row a setting, a column a measure, printed as they
+    are.
+    """
+
+    name: str
+    frame: pd.DataFrame
+    caption: str
+
+
+def _no_tables(results: pd.DataFrame) -> list[Table]:
+    return []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Study(Generic[C]):
     """The re-run of one paper.
 
     Args:
         method: The record of the paper's method.
         problem: What the paper solves and for whom: a paragraph for the report.
-        scales: A frozen config dataclass for each scale. A field ``device`` makes ``--device`` available.
+        scales: A frozen config dataclass for each scale. A field ``device`` makes ``--device``
+            available.
         trials: The trials of a config. ``config.seeds`` and the like decide how many.
-        claims: Judges a frame of results: a row a trial, its arguments and its numbers as columns, arrays as
-            object columns, ``seconds``, and ``function`` (the function's bare name).
+        claims: Judges a frame of results: a row a trial, its arguments and its numbers as columns,
+            arrays as object columns, ``seconds``, and ``function`` (the function's bare name).
         figures: Draws the same frame.
-        notes: Sentences on what weakens the paper's claim or this re-run, printed with every result.
-        threads: CPU threads a trial computes with, the same in every executor so that results agree.
+        tables: Sums it up in numbers.
+        notes: Sentences on what weakens the paper's claim or this re-run, printed with every
+            result.
+        threads: CPU threads a trial computes with, the same in every executor so that results
+            agree.
     """
 
     method: Method
@@ -147,5 +173,6 @@ class Study(Generic[C]):
     trials: Callable[[C], Iterable[Trial]]
     claims: Callable[[pd.DataFrame], list[Claim]]
     figures: Callable[[pd.DataFrame], list[Figure]]
+    tables: Callable[[pd.DataFrame], list[Table]] = _no_tables
     notes: tuple[str, ...] = ()
     threads: int = 1

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.study.trials import Point, measure
+
+from addis.study import Outcome, Task, executor
+
+
+def tasks(*behaviours: str) -> list[Task]:
+    return [Task(str(x), measure, Point(x, x, kind)) for x, kind in enumerate(behaviours)]
+
+
+def same(a: Outcome, b: Outcome) -> bool:
+    assert a.values.keys() == b.values.keys()
+    return all(np.array_equal(v, b.values[k], equal_nan=k == "nan") for k, v in a.values.items())
+
+
+def test_processes_give_the_results_of_this_process():
+    work = tasks(*[""] * 5)
+    here = dict(executor("serial")(work))
+    there = dict(executor("processes", workers=2)(work))
+    assert here.keys() == there.keys() == {task.key for task in work}
+    assert all(same(here[key], there[key]) for key in here)
+
+
+def test_ray_gives_the_results_of_this_process():
+    pytest.importorskip("ray")
+    work = tasks("", "raise", "")
+    here = dict(executor("serial")(work))
+    there = dict(executor("ray", workers=2)(work))
+    assert all(same(here[key], there[key]) for key in ("0", "2"))
+    assert "ArithmeticError" in (there["1"].error or "")
+
+
+@pytest.mark.parametrize("name", ["serial", "processes"])
+def test_a_trial_that_raises_leaves_the_others_alone(name):
+    ended = dict(executor(name, workers=2)(tasks("", "raise", "exit", "object", "clash", "")))
+    errors = {key: outcome.error for key, outcome in ended.items()}
+    assert errors["0"] is errors["5"] is None
+    assert "ArithmeticError: x = 1" in errors["1"]
+    assert "Traceback" in errors["1"]
+    assert "SystemExit" in errors["2"]
+    assert "must be a number, text or array, got object" in errors["3"]
+    assert "has the name of an argument" in errors["4"]
+
+
+def test_a_process_that_dies_fails_its_own_trial_only():
+    ended = dict(executor("processes", workers=2)(tasks("", "die", "", "", "die", "")))
+    assert {key for key, outcome in ended.items() if outcome.error} == {"1", "4"}
+    assert "died with exit code -9" in (ended["1"].error or "")
+
+
+def test_trials_compute_with_the_threads_asked_for_and_leave_the_callers_alone():
+    before = torch.get_num_threads()
+    (_, outcome), *_ = executor("serial", threads=2)(tasks(""))
+    assert outcome.values["threads"] == 2
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("name", ["serial", "processes", "ray"])
+def test_nothing_to_do_is_no_work(name):
+    if name == "ray":
+        return
+    assert list(executor(name)([])) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "threads"}, "executor must be serial, processes or ray, got 'threads'"),
+        ({"name": "serial", "workers": 0}, "must be >= 1, got 0"),
+        ({"name": "serial", "threads": 0}, "must be >= 1"),
+        ({"name": "processes", "address": "auto"}, "address is for the executor 'ray'"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        executor(**arguments)

@@ -1,0 +1,126 @@
+"""Trials that the engine's tests run, importable from worker processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure as MatplotlibFigure
+
+from addis.methods import Method
+from addis.study import Claim, Figure, Study, Table, Trial
+
+
+@dataclass(frozen=True)
+class Point:
+    x: int
+    seed: int = 0
+    behaviour: str = ""
+    log: str = ""
+    sleep: float = 0.0
+
+
+def measure(point: Point) -> dict[str, Any]:
+    if point.log:
+        with Path(point.log).open("a") as log:
+            log.write(f"{point.x}\n")
+    time.sleep(point.sleep)
+    match point.behaviour:
+        case "raise":
+            raise ArithmeticError(f"x = {point.x}")
+        case "exit":
+            raise SystemExit(3)
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "object":
+            return {"value": object()}
+        case "clash":
+            return {"x": 1.0}
+    generator = torch.Generator().manual_seed(point.seed)
+    matrix = torch.randn(64, 64, generator=generator) @ torch.randn(64, 64, generator=generator)
+    return {
+        "value": float(matrix.sum()) + point.x,
+        "large": np.int64(2**40),
+        "nan": float("nan"),
+        "word": "é",
+        "curve": np.arange(point.x + 1, dtype=np.float32) / 3,
+        "threads": torch.get_num_threads(),
+    }
+
+
+@dataclass(frozen=True)
+class Config:
+    points: int = 6
+    behaviour: str = ""
+    bad: tuple[int, ...] = ()
+    log: str = ""
+    sleep: float = 0.0
+    device: str = "cpu"
+
+
+def trials(config: Config) -> Iterator[Trial]:
+    for x in range(config.points):
+        behaviour = config.behaviour if x in config.bad else ""
+        yield Trial(measure, Point(x, x % 3, behaviour, config.log, config.sleep), cost=1.0 + x)
+
+
+def claims(results: pd.DataFrame) -> list[Claim]:
+    top = results["value"].max()
+    if np.isnan(results["value"]).any():
+        raise ValueError("no claim can be judged without all trials")
+    return [
+        Claim(id="A", text="sums are finite", paper=0.5, measured=top, spread=0.1, holds=True),
+        Claim(id="B", text="sums vanish", paper="0", measured=top, holds=False, unit="points"),
+        Claim(id="C", text="not measured", paper=None, measured=None, holds=None, note="no GPU"),
+        Claim(
+            id="D",
+            text="beats all",
+            paper=1,
+            measured=2,
+            spread=(1.0, 3.0),
+            holds=True,
+            broken_by="X",
+        ),
+    ]
+
+
+def figures(results: pd.DataFrame) -> list[Figure]:
+    figure = MatplotlibFigure(figsize=(3, 2))
+    figure.subplots().plot(results["x"], results["value"])
+    return [Figure(name="sums", figure=figure, alt="a line", caption="Sums against x.")]
+
+
+def tables(results: pd.DataFrame) -> list[Table]:
+    return [Table(name="sums", frame=results[["x", "value"]], caption="Sums.")]
+
+
+METHOD = Method(
+    name="toy",
+    verb="analyze",
+    title="A toy",
+    arxiv="0000.00000",
+    study="99",
+    venue="nowhere",
+    summary="Adds numbers.",
+)
+
+
+def toy(**changes: Any) -> Study[Config]:
+    return Study(
+        method=METHOD,
+        problem="Nobody has it.",
+        scales={"tiny": Config(**changes)},
+        trials=trials,
+        claims=claims,
+        figures=figures,
+        tables=tables,
+        notes=("A toy.",),
+    )
