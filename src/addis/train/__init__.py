@@ -7,4 +7,8 @@ from addis.train._evaluate import evaluate as evaluate
 from addis.train._loop import Epoch as Epoch
 from addis.train._loop import Step as Step
 from addis.train._loop import epochs as epochs
+from addis.train._stacked import StackedScores as StackedScores
+from addis.train._stacked import StackedTrainer as StackedTrainer
+from addis.train._stacked_batches import StackedBatches as StackedBatches
+from addis.train._stacked_state import seeded as seeded
 from addis.train._steps import cross_entropy_step as cross_entropy_step
