@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.study.trials import Point, measure
 
 from addis.study import Outcome, Task, executor
+from tests.study.trials import Point, measure
 
 
 def tasks(*behaviours: str) -> list[Task]:

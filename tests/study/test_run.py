@@ -16,8 +16,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
-from tests.study import trials as toys
-from tests.study.trials import Point, measure, toy
 
 from addis.study import (
     Row,
@@ -30,6 +28,8 @@ from addis.study import (
     write_bench,
     write_record,
 )
+from tests.study import trials as toys
+from tests.study.trials import Point, measure, toy
 
 SERIAL = executor("serial")
 

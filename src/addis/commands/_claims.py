@@ -8,7 +8,9 @@ from typing import Any, Final
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["claims_table", "number"]
+from addis.study import spread_text, value_text
+
+__all__ = ["claims_table"]
 
 _STYLES: Final = {
     "reproduced": "green",
@@ -29,24 +31,10 @@ def claims_table(record: Mapping[str, Any]) -> Table:
         table.add_row(
             claim["id"],
             escape(claim["text"]),
-            number(claim["paper"], claim["unit"]),
-            number(claim["measured"], claim["unit"]) + _spread(claim["spread"]),
+            escape(value_text(claim["paper"], claim["unit"])),
+            escape(
+                f"{value_text(claim['measured'], claim['unit'])} {spread_text(claim['spread'])}"
+            ),
             f"[{style}]{claim['verdict']}[/]",
         )
     return table
-
-
-def number(value: float | str | None, unit: str) -> str:
-    """A value with its unit, four digits at most."""
-    if value is None:
-        return "-"
-    text = value if isinstance(value, str) else f"{value:.4g}"
-    return escape(f"{text} {unit}".strip())
-
-
-def _spread(spread: float | list[float] | tuple[float, float] | None) -> str:
-    if spread is None:
-        return ""
-    if isinstance(spread, int | float):
-        return f" ± {spread:.2g}"
-    return escape(f" [{spread[0]:.4g}, {spread[1]:.4g}]")

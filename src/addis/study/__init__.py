@@ -9,6 +9,8 @@ from addis.study._executors import Executor as Executor
 from addis.study._executors import Outcome as Outcome
 from addis.study._executors import Task as Task
 from addis.study._executors import executor as executor
+from addis.study._format import spread_text as spread_text
+from addis.study._format import value_text as value_text
 from addis.study._machine import machine as machine
 from addis.study._machine import versions as versions
 from addis.study._record import RESULTS as RESULTS

@@ -164,6 +164,8 @@ def read_records(root: Path = RESULTS) -> list[Record]:
             raise ValueError(f"{path} is not a record: {error}") from error
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(f"{path} is not a record of format {_FORMAT}")
+        if (content.get("study"), content.get("scale")) != path.parts[-3:-1]:
+            raise ValueError(f"{path} is the record of another study or scale than its folder's")
         records.append(Record(path.parent, content))
     return records
 
