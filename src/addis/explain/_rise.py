@@ -1,0 +1,93 @@
+"""RISE: the mean of random masks, weighted by the class's probability under each.
+
+Paper: V. Petsiuk, A. Das, K. Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box
+Models", BMVC 2018, arXiv:1806.07421, equation 6.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from addis.explain._gradients import Target
+from addis.explain._inputs import as_targets, check_input, class_scores
+from addis.explain._layers import undisturbed
+
+__all__ = ["rise"]
+
+
+def rise(
+    model: nn.Module,
+    x: Tensor,
+    target: Target,
+    *,
+    masks: int = 2000,
+    cells: int = 7,
+    keep: float = 0.5,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> Tensor:
+    """Masks images at random; a pixel's score is the class's expected probability given that it is
+    seen.
+
+    What a mask hides becomes 0, the mean colour of a normalised image.
+
+    Args:
+        model: A classifier with logits ``(N, K)``.
+        x: ``(N, C, H, W)``.
+        target: Class of each image ``(N,)`` or one for all.
+        masks: Number of masks, the same for all images. The paper uses 4000 to 8000 on ImageNet.
+        cells: Side of the coarse grid that is enlarged to a mask.
+        keep: Probability that a cell of it is seen, in ``(0, 1)``.
+        seed: Seed of the masks.
+        batch_size: Masked images in one pass.
+
+    Returns:
+        ``(N, H, W)``, in ``[0, 1]`` up to the noise of the masks.
+
+    Raises:
+        ValueError: A setting is out of its range, or ``x`` is not a batch of images.
+    """
+    check_input(x)
+    if x.dim() != 4:
+        raise ValueError(f"x must be (N, C, H, W), got shape {tuple(x.shape)}")
+    if masks < 1 or cells < 1 or batch_size < 1 or not 0 < keep < 1:
+        raise ValueError(
+            "need masks, cells and batch_size >= 1 and 0 < keep < 1, got "
+            f"{masks}, {cells}, {batch_size} and {keep}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros((len(x), *x.shape[2:]), dtype=x.dtype, device=x.device)
+    per_pass = max(batch_size // len(x), 1)
+    with undisturbed(model) as inner, torch.no_grad():
+        classes = as_targets(target, class_scores(inner(x)))
+        for start in range(0, masks, per_pass):
+            count = min(per_pass, masks - start)
+            mask = _masks(count, cells, keep, tuple(x.shape[2:]), generator).to(x)
+            seen = (x[:, None] * mask[None, :, None]).flatten(0, 1)
+            chances = class_scores(inner(seen)).softmax(dim=1)
+            wanted = classes.repeat_interleave(count)[:, None]
+            weights = chances.gather(1, wanted).view(len(x), count).to(x.dtype)
+            total += torch.einsum("nm,mhw->nhw", weights, mask)
+    return total / (masks * keep)
+
+
+def _masks(
+    count: int, cells: int, keep: float, size: tuple[int, ...], generator: torch.Generator
+) -> Tensor:
+    """Coarse binary grids, enlarged linearly and shifted by a random part of a cell, ``(count, H,
+    W)``.
+    """
+    grid = (torch.rand(count, 1, cells + 1, cells + 1, generator=generator) < keep).float()
+    cell = [-(-side // cells) for side in size]
+    large = F.interpolate(
+        grid, size=[(cells + 1) * side for side in cell], mode="bilinear", align_corners=False
+    )[:, 0]
+    shifts = [torch.randint(side, (count,), generator=generator).tolist() for side in cell]
+    return torch.stack(
+        [
+            large[i, top : top + size[0], left : left + size[1]]
+            for i, (top, left) in enumerate(zip(*shifts, strict=True))
+        ]
+    )

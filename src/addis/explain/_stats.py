@@ -1,0 +1,290 @@
+"""Mean, standard deviation and activity of a layer's features, cell by cell, over many samples.
+
+Batches are merged by the pairwise update of T. Chan, G. Golub, R. LeVeque, "Updating Formulae and a
+Pairwise Algorithm for Computing Sample Variances", 1979, in float64, so that neither order nor
+chunking matters beyond rounding.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from addis.explain._channel import Prior
+from addis.explain._inputs import check_finite, check_input
+from addis.explain._layers import Layer, capture, features_of, find_layer, undisturbed
+
+__all__ = ["BottleneckStats", "PriorName"]
+
+PriorName = Literal["gaussian", "halfnormal"]
+_CHUNK = 64
+_ENOUGH = 1000
+
+
+class BottleneckStats(nn.Module):
+    """Running statistics of the features of one layer; the buffers travel with ``state_dict``.
+
+    Args:
+        shape: Shape of the features without the batch axis.
+        prior: ``gaussian``: the cells' mean and standard deviation. ``halfnormal``: for a layer
+            that ends in a ReLU, mean 0 and the root mean square over the samples in which the cell
+            is not zero, as in the paper's own code; the noised features are then cut off at 0.
+
+    Raises:
+        ValueError: ``prior`` is neither of the two.
+
+    Example:
+        >>> stats = BottleneckStats((2,))
+        >>> stats.update(torch.tensor([[0.0, 1.0], [2.0, 1.0]]))
+        >>> stats.mean.tolist(), stats.std.tolist()
+        ([1.0, 1.0], [1.4142, 0.0])
+    """
+
+    count: Tensor
+    mean: Tensor
+    squares: Tensor
+    nonzero: Tensor
+
+    def __init__(self, shape: Sequence[int], *, prior: PriorName = "gaussian") -> None:
+        super().__init__()
+        if prior not in get_args(PriorName):
+            raise ValueError(f"prior must be one of {get_args(PriorName)}, got {prior!r}")
+        self.prior: PriorName = prior
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(*shape, dtype=torch.float64))
+        self.register_buffer("squares", torch.zeros(*shape, dtype=torch.float64))
+        self.register_buffer("nonzero", torch.zeros(*shape, dtype=torch.int64))
+
+    @classmethod
+    def estimate(
+        cls,
+        model: nn.Module,
+        layer: str | nn.Module,
+        data: Tensor | Iterable[Tensor | Sequence[Any]],
+        *,
+        samples: int = 10_000,
+        prior: PriorName = "gaussian",
+        device: torch.device | str | None = None,
+    ) -> BottleneckStats:
+        """Runs the model up to the layer over the samples.
+
+        Args:
+            model: The model; run in evaluation mode and left as it was.
+            layer: Name, module or ``"auto"``.
+            data: Inputs ``(N, ...)``, or batches of them, each a tensor or a sequence whose first
+                entry is the inputs.
+            samples: At most so many samples are used, to the exact number. The paper's library uses
+                10 000.
+            prior: See the class.
+            device: Where to run; by default where the model's first parameter is.
+
+        Raises:
+            ValueError: There were fewer than 2 samples, or the layer cannot be read.
+            FloatingPointError: An input or a feature is not finite.
+
+        Warns:
+            UserWarning: There were fewer than 1000 samples.
+        """
+        return estimate_all(model, [layer], data, samples=samples, prior=prior, device=device)[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the features without the batch axis."""
+        return tuple(self.mean.shape)
+
+    @property
+    def n(self) -> int:
+        """Number of samples seen."""
+        return int(self.count)
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of each cell (``n - 1`` in the denominator), float64."""
+        self._need_two()
+        return (self.squares / (self.n - 1)).sqrt()
+
+    @property
+    def active(self) -> Tensor:
+        """Fraction of the samples in which each cell was not zero, float64."""
+        return self.nonzero.double() / max(self.n, 1)
+
+    @torch.no_grad()
+    def update(self, features: Tensor) -> None:
+        """Adds a batch ``(N, ...)``.
+
+        Raises:
+            ValueError: The features have another shape than the statistics.
+            FloatingPointError: A feature is not finite.
+        """
+        if tuple(features.shape[1:]) != self.shape:
+            got = tuple(features.shape[1:])
+            raise ValueError(f"features must have shape (N, {self.shape}), got (N, {got})")
+        if not len(features):
+            return
+        check_finite("features", features)
+        values = features.to(self.mean)
+        mean = values.mean(dim=0)
+        squares = (values - mean).square_().sum(dim=0)
+        self._merge(len(values), mean, squares, (values != 0).sum(dim=0))
+
+    def merge(self, other: BottleneckStats) -> None:
+        """Adds the samples of other statistics of the same layer, as if they had been seen here.
+
+        Raises:
+            ValueError: The shapes or the priors differ.
+        """
+        if other.shape != self.shape or other.prior != self.prior:
+            raise ValueError(
+                f"cannot merge statistics of shape {other.shape} and prior {other.prior!r} into "
+                f"{self.shape} and {self.prior!r}"
+            )
+        self._merge(other.n, other.mean, other.squares, other.nonzero)
+
+    def gaussian(self, *, min_std: float, active_threshold: float, like: Tensor) -> Prior:
+        """The distribution that replaces what the mask takes out.
+
+        Args:
+            min_std: Floor of the standard deviation.
+            active_threshold: A cell that was not zero in at most this fraction of the samples is
+                inactive.
+            like: Gives device and dtype.
+        """
+        active = self.active > active_threshold
+        if self.prior == "halfnormal":
+            mean = torch.zeros_like(self.mean)
+            total = self.squares + self.n * self.mean.square()
+            std = (total / self.nonzero.clamp_min(1)).sqrt()
+        else:
+            mean, std = self.mean, self.std
+        check_finite("the statistics", std)
+        return Prior(
+            mean=(mean * active).to(like),
+            std=(std.clamp_min(min_std) * active).to(like),
+            active=active.to(like.device),
+            clamp=self.prior == "halfnormal",
+        )
+
+    def resize(self, spatial: Sequence[int]) -> BottleneckStats:
+        """The statistics of channels-first features ``(C, *S)``, interpolated to another size.
+
+        An approximation for an input of another size where the data cannot be run again: means,
+            variances and
+        activities are interpolated linearly.
+
+        Raises:
+            ValueError: The features have no spatial axes, or another number of them.
+        """
+        axes = len(self.shape) - 1
+        if axes not in (1, 2, 3) or len(spatial) != axes:
+            raise ValueError(f"cannot resize statistics of shape {self.shape} to {tuple(spatial)}")
+        mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[axes]
+
+        def interpolate(t: Tensor) -> Tensor:
+            return nn.functional.interpolate(t.double()[None], size=tuple(spatial), mode=mode)[0]
+
+        new = BottleneckStats((self.shape[0], *spatial), prior=self.prior).to(self.mean.device)
+        new._merge(
+            self.n,
+            interpolate(self.mean),
+            interpolate(self.squares),
+            interpolate(self.nonzero).round().long(),
+        )
+        return new
+
+    def save(self, path: Path | str, *, layer: str = "") -> None:
+        """Writes a safetensors file; ``layer`` is noted in it."""
+        state = {name: value.contiguous() for name, value in self.state_dict().items()}
+        save_file(state, str(path), metadata={"prior": self.prior, "layer": layer})
+
+    @classmethod
+    def load(cls, path: Path | str) -> BottleneckStats:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            ValueError: The file does not hold statistics.
+        """
+        with safe_open(str(path), framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            prior = (file.metadata() or {}).get("prior", "")
+        if set(state) != {"count", "mean", "squares", "nonzero"} or prior not in get_args(
+            PriorName
+        ):
+            raise ValueError(f"{path} holds no BottleneckStats (entries: {sorted(state)})")
+        stats = cls(tuple(state["mean"].shape), prior=prior)
+        stats.load_state_dict(state)
+        return stats
+
+    def _merge(self, n: int, mean: Tensor, squares: Tensor, nonzero: Tensor) -> None:
+        before, total = self.n, self.n + n
+        if n == 0:
+            return
+        delta = mean - self.mean
+        self.mean += delta * (n / total)
+        self.squares += squares + delta.square() * (before * n / total)
+        self.nonzero += nonzero
+        self.count.fill_(total)
+
+    def _need_two(self) -> None:
+        if self.n < 2:
+            raise ValueError(f"statistics need at least 2 samples, got {self.n}")
+
+
+def estimate_all(
+    model: nn.Module,
+    layers: Sequence[str | nn.Module],
+    data: Tensor | Iterable[Tensor | Sequence[Any]],
+    *,
+    samples: int,
+    prior: PriorName = "gaussian",
+    device: torch.device | str | None = None,
+) -> list[BottleneckStats]:
+    """Statistics of several layers from one run over the data; see
+    :meth:`BottleneckStats.estimate`.
+    """
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2, got {samples}")
+    found: list[Layer] = []
+    stats: list[BottleneckStats] = []
+    with undisturbed(model) as inner:
+        where = device or next((p.device for p in inner.parameters()), torch.device("cpu"))
+        seen = 0
+        for batch in _batches(data):
+            x = batch[: samples - seen].to(where)
+            check_input(x)
+            if not found:
+                found = [find_layer(inner, layer, x) for layer in layers]
+                features, _ = capture(inner, found, x)
+                stats = [BottleneckStats(f.shape[1:], prior=prior).to(f.device) for f in features]
+            else:
+                features = features_of(inner, found, x)
+            for each, values in zip(stats, features, strict=True):
+                each.update(values)
+            seen += len(x)
+            if seen >= samples:
+                break
+    if seen < 2:
+        raise ValueError(f"statistics need at least 2 samples, the data gave {seen}")
+    if seen < _ENOUGH:
+        warnings.warn(
+            f"the statistics rest on {seen} samples only; {_ENOUGH} or more are advised",
+            stacklevel=3,
+        )
+    return stats
+
+
+def _batches(data: Tensor | Iterable[Tensor | Sequence[Any]]) -> Iterable[Tensor]:
+    if isinstance(data, Tensor):
+        yield from torch.split(data, _CHUNK)
+        return
+    for batch in data:
+        first = batch if isinstance(batch, Tensor) else batch[0]
+        if not isinstance(first, Tensor):
+            raise TypeError(f"data must give tensors of inputs, got {type(first).__name__}")
+        yield first
