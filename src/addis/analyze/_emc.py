@@ -13,11 +13,11 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 from scipy import stats
 
 from addis.analyze._data import Labelled, nested_sample, take
@@ -135,8 +135,9 @@ def effective_model_complexity(
         """
         points = [EMCPoint(n, seed) for seed in range(trials)]
         values = [_checked(result["value"], n, criterion) for result in map(work, points)]
-        seen[n] = mean = float(np.mean(values))
-        half = float(stats.t.ppf((1 + level) / 2, trials - 1) * stats.sem(values))
+        seen[n] = mean = statistics.mean(values)  # exact: equal values have just their value
+        error = statistics.stdev(values) / math.sqrt(trials)
+        half = float(stats.t.ppf((1 + level) / 2, trials - 1)) * error
         return mean - half, mean, mean + half
 
     def fits(bound: int) -> Callable[[int], bool]:

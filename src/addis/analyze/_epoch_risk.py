@@ -38,7 +38,8 @@ class OrthogonalDesign:
         """:func:`epoch_risk` after ``t`` steps; ``equalised`` divides each feature's step size by
         ``s_i^2``.
         """
-        scales, theta = torch.tensor(self.scales).double(), torch.tensor(self.theta).double()
+        scales = torch.tensor(self.scales, dtype=torch.float64)
+        theta = torch.tensor(self.theta, dtype=torch.float64)
         lr = self.lr / scales.square() if equalised else self.lr
         return epoch_risk(scales, theta, self.sigma, self.n, lr, t)
 
@@ -69,7 +70,7 @@ def epoch_risk(
     Each feature has a U-curve of its own, with minimum ``s^2 theta^2 v / (s^2 theta^2 + v)`` and
     end value ``v``; two speeds superpose two of them.
 
-    >>> risk = TWO_SPEEDS.risk(torch.tensor([0, 7, 34, 1391]))
+    >>> risk = TWO_SPEEDS.risk(torch.tensor([0, 7, 34, 1386]))
     >>> [round(value, 4) for value in risk.tolist()]  # start, minimum, maximum, minimum
     [1.3333, 1.1531, 1.2499, 0.5833]
 
