@@ -44,6 +44,9 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _complain(f"interrupted; what is finished is kept, go on with: addis {' '.join(words)}")
         sys.exit(130)
+    except BrokenPipeError:  # the reader, head say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except (ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
         if os.environ.get("ADDIS_TRACEBACK"):
             raise

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,12 +68,9 @@ def benchmarks(name: str) -> Iterator[Callable[..., Iterator[Row]]]:
     if not files:
         raise ValueError(f"paper {number} has no benchmark")
     for file in files:
-        spec = importlib.util.spec_from_file_location(f"addis_benchmarks.{file.stem}", file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module.rows
+        if str(file.parent) not in sys.path:  # by name, so that worker processes find it too
+            sys.path.append(str(file.parent))
+        yield importlib.import_module(file.stem).rows
 
 
 def _folders() -> list[Path]:
