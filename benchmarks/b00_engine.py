@@ -1,4 +1,4 @@
-"""What the engine costs: start-up, a trial's overhead, resuming a large study, runs that are killed."""
+"""What the engine costs: start-up, a trial's overhead, resuming a large study, killed runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from addis.methods import Method
-from addis.study import Claim, Figure, Outcome, Row, Store, Study, Trial, executor, run
+from addis.study import Claim, Executor, Figure, Outcome, Row, Store, Study, Trial, executor, run
 
 METHOD = Method(
     name="engine", verb="study", title="The engine", arxiv="-", study="00", venue="-", summary="-"
@@ -116,9 +116,7 @@ def _overheads(folder: Path) -> Iterator[Row]:
         )  # fmt: skip
 
 
-def _timed_run(
-    store: Path, points: int, execute: Callable[..., Iterator[tuple[str, Outcome]]]
-) -> float:
+def _timed_run(store: Path, points: int, execute: Executor) -> float:
     start = time.perf_counter()
     run(study(Config(points)), execute=execute, store=store)
     return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""Writes the figures and the table of verdicts in README.md, between its marks, from ``results/``."""
+"""Writes the figures and verdicts between the marks of README.md, from ``results/``."""
 
 from __future__ import annotations
 
