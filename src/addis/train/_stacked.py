@@ -11,8 +11,9 @@ from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
 from addis.train._stacked_forward import Forward, Loop, Loss, Vmap
-from addis.train._stacked_grouped import Grouped, why_not_grouped
+from addis.train._stacked_grouped import Grouped
 from addis.train._stacked_optim import CopiesOptimizer, OptimizerFactory
+from addis.train._stacked_plan import why_not_grouped
 from addis.train._stacked_state import check_alike, seeded, stack
 
 __all__ = ["StackedScores", "StackedTrainer"]

@@ -2,52 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from addis.train._stacked_forward import Loss, per_copy
-from addis.train._stacked_functions import FUNCTIONS, LAYERS, METHODS
+from addis.train._stacked_plan import Step, plan
 from addis.train._stacked_state import Stack
 from addis.train._stacked_value import NoFormError, Run, Value, split
 
-__all__ = ["Grouped", "why_not_grouped"]
+__all__ = ["Grouped"]
 
 _ADVICE = 'pass backend="vmap" or backend="loop", which take any layer'
-
-
-def why_not_grouped(model: nn.Module) -> str | None:
-    """Says which part of ``model`` has no grouped form, or ``None`` if there is none."""
-    for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-            return f"layer {name!r} ({type(module).__name__}) has hooks, which grouping would skip"
-        momentum = getattr(module, "momentum", 0.1)
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and momentum is None:
-            return f"layer {name!r} ({type(module).__name__}) averages all batches (momentum=None)"
-    try:
-        graph = fx.Tracer().trace(model)
-    except Exception as error:  # whatever the user's forward raises when it is given proxies
-        return f"forward could not be traced: {error}"
-    for node in graph.nodes:
-        if (reason := _missing(model, node)) is not None:
-            return reason
-    return None
-
-
-def _missing(model: nn.Module, node: fx.Node) -> str | None:
-    if node.op == "call_module":
-        layer = model.get_submodule(str(node.target))
-        if type(layer) not in LAYERS:
-            return f"layer {node.target!r} ({type(layer).__name__}) has no grouped form"
-    elif node.op == "call_function" and node.target not in FUNCTIONS:
-        name = getattr(node.target, "__name__", node.target)
-        return f"function {name!r} ({node.name} in forward) has no grouped form"
-    elif node.op == "call_method" and node.target not in METHODS:
-        return f"method {node.target!r} ({node.name} in forward) has no grouped form"
-    return None
 
 
 class Grouped:
@@ -69,44 +37,37 @@ class Grouped:
     ) -> None:
         self._stack, self._format = stack, memory_format
         self.streams = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        self._plans = {
-            training: _plan(stack.skeleton.train(training)) for training in (True, False)
-        }
+        self._plans = {training: plan(stack.skeleton.train(training)) for training in (True, False)}
 
     def outputs(self, x: Tensor, *, training: bool) -> Any:
         stack = self._stack
-        tensors = stack.tensors()
-        run = Run(stack.copies, training, tensors, stack.alias, self.streams)
+        run = Run(stack.copies, training, stack.tensors(), stack.alias, self.streams)
         env: dict[fx.Node, Any] = {}
-        for node, spent in self._plans[training]:
-            if node.op == "output":
-                return pytree.tree_map_only(
-                    Value, lambda v: _outside(run, v), _args(env, node.args[0]),
-                    is_leaf=lambda v: isinstance(v, Value),
-                )  # fmt: skip
-            env[node] = self._call(run, env, node, x)
-            for old in spent:
-                del env[old]
+        for step in self._plans[training]:
+            env[step.node] = self._value(run, env, step, x)
+            if step.node.op == "output":
+                return env[step.node]
+            for node in step.spent:
+                del env[node]
         raise RuntimeError("the traced model has no output")
 
     def losses(self, outputs: Any, y: Tensor, loss: Loss) -> Tensor:
         return per_copy(outputs, y, loss)
 
-    def _call(self, run: Run, env: dict[fx.Node, Any], node: fx.Node, x: Tensor) -> Any:
-        target, args = node.target, _args(env, node.args)
+    def _value(self, run: Run, env: dict[fx.Node, Any], step: Step, x: Tensor) -> Any:
+        """What the node of ``step`` gives."""
+        node = step.node
+        args = fx.map_arg(node.args, env.__getitem__)
         if node.op == "placeholder":
             return args[0] if args else self._inside(run, x)
         if node.op == "get_attr":
-            return _attribute(run, self._stack.skeleton, str(target))
-        kwargs = _args(env, node.kwargs)
+            return _attribute(run, self._stack.skeleton, str(node.target))
+        if step.form is None:
+            return _outside(run, args[0])
         try:
-            if node.op == "call_module":
-                layer = self._stack.skeleton.get_submodule(str(target))
-                return LAYERS[type(layer)](run, str(target), layer, *args, **kwargs)
-            form = METHODS[str(target)] if node.op == "call_method" else FUNCTIONS[target]  # type: ignore[index]
-            return form(run, *args, **kwargs)
+            return step.form(run, *args, **fx.map_arg(node.kwargs, env.__getitem__))
         except NoFormError as error:
-            name = getattr(target, "__name__", target)
+            name = getattr(node.target, "__name__", node.target)
             raise ValueError(f"{name!r} has no grouped form here: {error}; {_ADVICE}") from None
 
     def _inside(self, run: Run, x: Tensor) -> Value:
@@ -125,18 +86,6 @@ class Grouped:
         return Value("maps", x.transpose(0, 1).flatten(1, 2))
 
 
-def _plan(model: nn.Module) -> list[tuple[fx.Node, list[fx.Node]]]:
-    """The nodes in order, each with those whose values no later node needs."""
-    nodes = list(fx.Tracer().trace(model).nodes)
-    last = {used: node for node in nodes for used in node.all_input_nodes}
-    last |= {node: node for node in nodes if node not in last}
-    return [(node, [used for used, by in last.items() if by is node]) for node in nodes]
-
-
-def _args(env: dict[fx.Node, Any], args: Any) -> Any:
-    return fx.map_arg(args, lambda node: env[node])
-
-
 def _attribute(run: Run, model: nn.Module, target: str) -> Any:
     own = run.own("", target)
     if own is not None:
@@ -147,10 +96,14 @@ def _attribute(run: Run, model: nn.Module, target: str) -> Any:
     return value
 
 
-def _outside(run: Run, value: Value) -> Tensor:
-    """A value as ``(E, N, ...)``."""
-    if value.layout == "shared":
-        return value.data.expand(run.copies, *value.data.shape)
-    if value.layout == "maps":
-        return split(run, value).transpose(0, 1)
-    return value.data
+def _outside(run: Run, value: Any) -> Any:
+    """The model's result with each tensor as ``(E, N, ...)``."""
+    if isinstance(value, Value):
+        if value.layout == "shared":
+            return value.data.expand(run.copies, *value.data.shape)
+        return split(run, value).transpose(0, 1) if value.layout == "maps" else value.data
+    if isinstance(value, Mapping):
+        return {name: _outside(run, part) for name, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_outside(run, part) for part in value)
+    return value

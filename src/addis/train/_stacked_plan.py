@@ -1,0 +1,133 @@
+"""From a model to the list of grouped calls that run it, and the reasons why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from addis.train._stacked_functions import FUNCTIONS, LAYERS, METHODS, pointwise
+
+__all__ = ["Step", "plan", "trace", "why_not_grouped"]
+
+
+class Step(NamedTuple):
+    """One node of the traced model.
+
+    Args:
+        node: The node; its arguments name the nodes before it.
+        form: ``form(run, *args)`` for calls, ``None`` for inputs, outputs and attributes.
+        spent: Nodes whose values no later step needs.
+    """
+
+    node: fx.Node
+    form: Callable[..., Any] | None
+    spent: list[fx.Node]
+
+
+def why_not_grouped(model: nn.Module) -> str | None:
+    """Says which part of ``model`` has no grouped form, or ``None`` if all have one."""
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            return f"layer {name!r} ({kind}) has hooks, which grouping would skip"
+        momentum = getattr(module, "momentum", 0.1)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and momentum is None:
+            return f"layer {name!r} ({kind}) averages over all batches (momentum=None)"
+    try:
+        graph = trace(model)
+    except Exception as error:  # whatever the user's forward raises when it is given proxies
+        return f"forward of {type(model).__name__} could not be traced: {error}"
+    return next((why for node in graph.nodes if (why := _missing(model, node))), None)
+
+
+def trace(model: nn.Module) -> fx.Graph:
+    """The calls of ``model`` in its present mode, layers of ``torch.nn`` whole."""
+    return fx.Tracer().trace(model)
+
+
+def plan(model: nn.Module) -> list[Step]:
+    """The steps of ``model`` in its present mode.
+
+    Two rewrites that change no result spare passes over the largest maps: ``max_pool(relu(x))``
+    becomes ``relu(max_pool(x))``, which has the same values and the same gradients, and a ReLU
+    overwrites an input that nothing else reads.
+    """
+    graph = trace(model)
+    for node in list(graph.nodes):
+        if _is(model, node, _RELU) and _is(model, _only_user(node), _MAX_POOL):
+            _swap(node, next(iter(node.users)))
+    nodes = list(graph.nodes)
+    last = {used: node for node in nodes for used in node.all_input_nodes}
+    last |= {node: node for node in nodes if node not in last}
+    spent: dict[fx.Node, list[fx.Node]] = {node: [] for node in nodes}
+    for used, by in last.items():
+        spent[by].append(used)
+    return [Step(node, _form(model, node), spent[node]) for node in nodes]
+
+
+_RELU = (nn.ReLU, F.relu, torch.relu, "relu")
+_MAX_POOL = (nn.MaxPool2d, nn.AdaptiveMaxPool2d, F.max_pool2d, F.adaptive_max_pool2d)
+_OVERWRITABLE = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d, F.max_pool2d)
+
+
+def _is(model: nn.Module, node: fx.Node | None, kinds: tuple[object, ...]) -> bool:
+    if node is None or node.op not in ("call_module", "call_function", "call_method"):
+        return False
+    if node.op == "call_module":
+        return type(model.get_submodule(str(node.target))) in kinds
+    return node.target in kinds
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _swap(relu: fx.Node, pool: fx.Node) -> None:
+    """``x -> relu -> pool`` becomes ``x -> pool -> relu``."""
+    before = relu.args[0]
+    if not isinstance(before, fx.Node) or _only_user(before) is not relu:
+        return
+    pool.replace_all_uses_with(relu)
+    pool.replace_input_with(relu, before)
+    relu.replace_input_with(before, pool)
+    pool.append(relu)
+
+
+def _form(model: nn.Module, node: fx.Node) -> Callable[..., Any] | None:
+    if node.op == "call_module":
+        path = str(node.target)
+        layer = model.get_submodule(path)
+        form = LAYERS[type(layer)]
+        call = lambda run, *args, **kwargs: form(run, path, layer, *args, **kwargs)  # noqa: E731
+    elif node.op in ("call_function", "call_method"):
+        call = METHODS[str(node.target)] if node.op == "call_method" else FUNCTIONS[node.target]  # type: ignore[index]
+    else:
+        return None
+    before = node.all_input_nodes[0] if node.all_input_nodes else None
+    if _is(model, node, _RELU) and _is(model, before, _OVERWRITABLE) and before is not None:
+        return _relu_over if _only_user(before) is node else call
+    return call
+
+
+_overwriting = pointwise(torch.relu_)
+
+
+def _relu_over(run: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    return _overwriting(run, x)
+
+
+def _missing(model: nn.Module, node: fx.Node) -> str | None:
+    if node.op == "call_module":
+        layer = model.get_submodule(str(node.target))
+        if type(layer) not in LAYERS:
+            return f"layer {node.target!r} ({type(layer).__name__}) has no grouped form"
+    elif node.op == "call_function" and node.target not in FUNCTIONS:
+        name = getattr(node.target, "__name__", node.target)
+        return f"function {name!r} ({node.name} in forward) has no grouped form"
+    elif node.op == "call_method" and node.target not in METHODS:
+        return f"method {node.target!r} ({node.name} in forward) has no grouped form"
+    return None
