@@ -1,0 +1,30 @@
+"""Local error signals: train each block of a model on a loss of its own."""
+
+from addis.train.local._block import UpdateRules as UpdateRules
+from addis.train.local._feedback import FeedbackAlignmentLinear as FeedbackAlignmentLinear
+from addis.train.local._fit import EpochStats as EpochStats
+from addis.train.local._fit import FewClasses as FewClasses
+from addis.train.local._fit import local_fit as local_fit
+from addis.train.local._fit import milestones as milestones
+from addis.train.local._heads import LOSSES as LOSSES
+from addis.train.local._heads import LocalHead as LocalHead
+from addis.train.local._heads import LocalLosses as LocalLosses
+from addis.train.local._heads import Loss as Loss
+from addis.train.local._heads import PredHead as PredHead
+from addis.train.local._heads import Reconstruction as Reconstruction
+from addis.train.local._heads import SimHead as SimHead
+from addis.train.local._heads import local_head as local_head
+from addis.train.local._localize import METHOD as METHOD
+from addis.train.local._localize import localize as localize
+from addis.train.local._losses import label_similarity as label_similarity
+from addis.train.local._losses import similarity_loss as similarity_loss
+from addis.train.local._losses import similarity_matrix as similarity_matrix
+from addis.train.local._memory import KeptBytes as KeptBytes
+from addis.train.local._memory import MemoryReport as MemoryReport
+from addis.train.local._model import LocalModel as LocalModel
+from addis.train.local._model import Schedulers as Schedulers
+from addis.train.local._shape import BlockShape as BlockShape
+from addis.train.local._shape import pool_window as pool_window
+from addis.train.local._split import split as split
+from addis.train.local._stats import StepStats as StepStats
+from addis.train.local._trace import UnsupportedModelError as UnsupportedModelError

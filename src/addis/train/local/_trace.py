@@ -1,0 +1,324 @@
+"""A user's model as a list of operations, each marked with what it does to the split.
+
+The traced graph is only read and cut. Its pieces are compiled to functions that take the model as
+an argument, so that nothing of the model is copied, replaced or hooked, and a moved or reloaded
+model is followed at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+__all__ = ["Kind", "Stage", "Traced", "UnsupportedModelError", "compile_stage", "trace"]
+
+_NORMS: Final = (
+    nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm,
+)  # fmt: skip
+_ACTIVATIONS: Final = tuple(
+    kind
+    for name in nn.modules.activation.__all__
+    if (kind := getattr(nn.modules.activation, name)) is not nn.MultiheadAttention
+)
+_ACTIVATION_NAMES: Final = frozenset(
+    {
+        "celu",
+        "elu",
+        "gelu",
+        "glu",
+        "hardsigmoid",
+        "hardswish",
+        "hardtanh",
+        "leaky_relu",
+        "logsigmoid",
+        "mish",
+        "prelu",
+        "relu",
+        "relu6",
+        "rrelu",
+        "selu",
+        "sigmoid",
+        "silu",
+        "softplus",
+        "softsign",
+        "tanh",
+        "tanhshrink",
+    }
+)
+_LAYER_NAMES: Final = frozenset(
+    {
+        "bilinear",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "embedding",
+        "linear",
+    }
+)
+_NORM_NAMES: Final = frozenset(
+    {"batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"}
+)
+
+
+class UnsupportedModelError(RuntimeError):
+    """A model whose forward pass cannot be cut into blocks."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"{why}. Name the modules that hold what cannot be traced, blocks=['stem', ...]: each "
+            "is then taken whole. Or write the loop: run your blocks on detached inputs and "
+            "minimise local_head(...)(h, y).total of each"
+        )
+
+
+class Kind(Enum):
+    """What an operation is to the split."""
+
+    LAYER = auto()  # has weights and is not a norm: opens a block
+    KEEP = auto()  # norm, activation, or another use of a parameter: belongs to the block before it
+    MERGE = auto()  # joins two tensors
+    GLUE = auto()  # pooling, dropout, reshaping: between blocks
+
+
+@dataclass(frozen=True)
+class Traced:
+    """The operations of a model in order, from the input to the value that the output returns."""
+
+    source: fx.Node
+    nodes: tuple[fx.Node, ...]
+    result: fx.Node
+    kinds: dict[fx.Node, Kind]
+    parameters: dict[fx.Node, tuple[str, ...]]
+    named: frozenset[fx.Node]
+
+    def shape(self, node: fx.Node) -> tuple[int, ...] | None:
+        """Of the node's value on the example; ``None`` if that is not a tensor."""
+        shape: tuple[int, ...] | None = node.meta.get("addis_shape")
+        return shape
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A piece of the model as a function of the model and the values that enter it.
+
+    Attributes:
+        inputs: Names of the values that enter.
+        outputs: Names of the values that leave.
+        spent: Names of the values that no later piece needs.
+        copied: Those ``inputs`` that the piece writes to in place.
+        run: ``run(model, *inputs) -> outputs``.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    spent: tuple[str, ...]
+    copied: frozenset[str]
+    run: Callable[..., tuple[Any, ...]]
+
+
+def trace(model: nn.Module, example: Tensor, *, whole: Collection[str] = ()) -> Traced:
+    """Traces ``model`` in its present mode and runs it once, in evaluation mode, on ``example``.
+
+    Args:
+        model: Takes one tensor and returns one tensor.
+        example: A batch ``(n, ...)``.
+        whole: Modules that count as one operation.
+
+    Raises:
+        UnsupportedModelError: Its control flow depends on data, or it takes or returns something
+            else.
+    """
+    graph = _graph(model, frozenset(whole))
+    sources = [node for node in graph.nodes if node.op == "placeholder" and node.users]
+    result = next(node for node in graph.nodes if node.op == "output").args[0]
+    if len(sources) != 1 or not isinstance(result, fx.Node):
+        raise UnsupportedModelError("the model must take one tensor and return one tensor")
+    _measure(model, graph, example)
+    if result.meta.get("addis_shape") is None:
+        raise UnsupportedModelError("the model must return one tensor")
+    nodes = tuple(n for n in graph.nodes if n.op not in ("placeholder", "get_attr", "output"))
+    named = frozenset(n for n in nodes if n.op == "call_module" and n.target in whole)
+    parameters = {node: _parameters(model, node) for node in nodes}
+    kinds = {node: _kind(model, node, node in named, parameters[node]) for node in nodes}
+    return Traced(sources[0], nodes, result, kinds, parameters, named)
+
+
+def _graph(model: nn.Module, whole: frozenset[str]) -> fx.Graph:
+    class Tracer(fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return module_qualified_name in whole or super().is_leaf_module(
+                m, module_qualified_name
+            )
+
+    arguments = list(inspect.signature(model.forward).parameters.values())
+    defaults = {
+        p.name: p.default for p in arguments[1:] if p.default is not inspect.Parameter.empty
+    }
+    try:
+        graph = Tracer().trace(model, concrete_args=defaults or None)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"the forward pass of {type(model).__name__} cannot be traced "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    return graph
+
+
+def _measure(model: nn.Module, graph: fx.Graph, example: Tensor) -> None:
+    """Notes every tensor's shape in its node's ``meta``; buffers and random state stay."""
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if isinstance(value, Tensor):
+                n.meta["addis_shape"] = tuple(value.shape)
+            n.meta["addis_value"] = isinstance(value, Tensor | tuple | list)
+            return value
+
+    modes = [(module, module.training) for module in model.modules()]
+    devices = [example.device] if example.is_cuda else []
+    try:
+        model.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            Recorder(fx.GraphModule(model, graph)).run(example.clone())
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _parameters(model: nn.Module, node: fx.Node) -> tuple[str, ...]:
+    """Full names of the trainable parameters that an operation uses."""
+    if node.op == "call_module":
+        prefix = str(node.target)
+        own = model.get_submodule(prefix).named_parameters(prefix)
+        return tuple(name for name, p in own if p.requires_grad)
+    names = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+    found = dict(model.named_parameters(remove_duplicate=False))
+    return tuple(name for name in names if name in found and found[name].requires_grad)
+
+
+def _kind(model: nn.Module, node: fx.Node, named: bool, parameters: Sequence[str]) -> Kind:
+    if named:
+        return Kind.LAYER
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        if isinstance(module, _NORMS + _ACTIVATIONS):
+            return Kind.KEEP
+        return Kind.LAYER if parameters else Kind.GLUE
+    name = operation_name(node)
+    if name in _LAYER_NAMES and parameters:
+        return Kind.LAYER
+    if parameters or name in _ACTIVATION_NAMES or name in _NORM_NAMES:
+        return Kind.KEEP
+    tensors = {n for n in node.all_input_nodes if n.op != "get_attr" and n.meta.get("addis_value")}
+    return Kind.MERGE if len(tensors) > 1 else Kind.GLUE
+
+
+def operation_name(node: fx.Node) -> str:
+    """The bare name of a function or method, without the underscores of in-place forms."""
+    return str(getattr(node.target, "__name__", node.target)).strip("_")
+
+
+def writes_in_place(model: nn.Module, node: fx.Node) -> bool:
+    """Whether an operation overwrites its first argument."""
+    if node.op == "call_module":
+        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
+    name = str(getattr(node.target, "__name__", node.target))
+    if (
+        node.op == "call_function"
+        and name.startswith("i")
+        and getattr(node.target, "__module__", "") in ("_operator", "operator")
+    ):
+        return name in ("iadd", "isub", "imul", "itruediv", "imatmul", "ipow")
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or bool(node.kwargs.get("inplace", False))
+
+
+def compile_stage(
+    model: nn.Module, traced: Traced, nodes: Sequence[fx.Node], keep: Iterable[fx.Node] = ()
+) -> Stage:
+    """Compiles consecutive operations to a function.
+
+    An activation that follows a norm, and is all that reads it, works in place: the norm's backward
+    does not need its output, and a leaky ReLU then keeps its output, which the head keeps too, in
+    place of its input.
+
+    Args:
+        model: The traced model.
+        traced: All its operations.
+        nodes: Those of the stage.
+        keep: Values that leave the stage even if nothing later reads them.
+    """
+    inside = set(nodes)
+    entering = {n: None for node in nodes for n in node.all_input_nodes if n.op != "get_attr"}
+    inputs = [n for n in entering if n not in inside]
+    position = {node: i for i, node in enumerate(traced.nodes)}
+    last = position[nodes[-1]] if nodes else -1
+    later = {traced.result, *keep}
+
+    def read_later(node: fx.Node) -> bool:
+        return node in later or any(position.get(u, -1) > last for u in node.users)
+
+    outputs = [n for n in nodes if read_later(n)]
+    spent = [n.name for n in inputs if not read_later(n)]
+    copied = {
+        n.name for n in inputs for u in n.users
+        if u in inside and u.all_input_nodes[0] is n and writes_in_place(model, u)
+    }  # fmt: skip
+    graph = fx.Graph()
+    copies = {n: graph.placeholder(n.name) for n in inputs}
+    for node in nodes:
+        for n in node.all_input_nodes:
+            if n.op == "get_attr" and n not in copies:
+                copies[n] = graph.get_attr(str(n.target))
+        copies[node] = _copied(graph, model, node, copies, inside)
+    graph.output(tuple(copies[n] for n in outputs))
+    return Stage(
+        tuple(n.name for n in inputs), tuple(n.name for n in outputs), tuple(spent),
+        frozenset(copied), _function(graph),
+    )  # fmt: skip
+
+
+def _copied(
+    graph: fx.Graph,
+    model: nn.Module,
+    node: fx.Node,
+    copies: dict[fx.Node, fx.Node],
+    inside: set[fx.Node],
+) -> fx.Node:
+    before = node.all_input_nodes[0] if node.all_input_nodes else None
+    if node.op == "call_module" and before in inside and before is not None:
+        module = model.get_submodule(str(node.target))
+        follows_norm = before.op == "call_module" and isinstance(
+            model.get_submodule(str(before.target)), _NORMS
+        )
+        if follows_norm and len(before.users) == 1 and not _hooked(module):
+            if type(module) is nn.ReLU:
+                return graph.call_function(F.relu, (copies[before],), {"inplace": True})
+            if type(module) is nn.LeakyReLU and module.negative_slope > 0:
+                slope = module.negative_slope
+                return graph.call_function(F.leaky_relu, (copies[before], slope, True))
+    return graph.node_copy(node, lambda n: copies[n])
+
+
+def _hooked(module: nn.Module) -> bool:
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
+
+
+def _function(graph: fx.Graph) -> Callable[..., tuple[Any, ...]]:
+    code = graph.python_code("self")
+    scope = dict(code.globals)
+    exec(compile(code.src, "<stage of a traced model>", "exec"), scope)  # noqa: S102
+    function: Callable[..., tuple[Any, ...]] = scope["forward"]
+    return function
