@@ -97,6 +97,17 @@ def test_it_evaluates_few_sizes():
     assert len(found.means) <= 20
 
 
+@pytest.mark.parametrize("limit", [20, 100, 333])
+def test_a_tolerance_finds_the_complexity_to_within_it_and_tries_fewer_sizes(limit):
+    procedure = capacity(limit, jitter=5)
+    exact = effective_model_complexity(procedure, DATA)
+    rough = effective_model_complexity(procedure, DATA, tolerance=0.1)
+    assert len(rough.means) < len(exact.means)
+    assert rough.means[rough.n] <= 0.1
+    for found, truth in zip((rough.n, *rough.interval), (exact.n, *exact.interval), strict=True):
+        assert 0.89 * truth <= found <= truth
+
+
 def test_trials_go_through_the_given_map():
     points: list[EMCPoint] = []
 
@@ -126,6 +137,8 @@ def test_a_metric_that_falls_with_more_samples_is_flagged():
         ({"trials": 1}, "trials >= 2"),
         ({"level": 1.0}, "level in"),
         ({"criterion": "accuracy"}, "criterion"),
+        ({"tolerance": 1.0}, r"tolerance must be in \[0, 1\)"),
+        ({"tolerance": -0.1}, r"tolerance must be in \[0, 1\)"),
     ],
 )
 def test_values_outside_their_range_are_refused(kwargs, message):

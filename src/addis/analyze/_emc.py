@@ -81,6 +81,7 @@ def effective_model_complexity(
     trials: int = 3,
     criterion: Criterion = "error",
     level: float = 0.95,
+    tolerance: float = 0.0,
     map: Map = map,
 ) -> EMCResult:
     """The largest sample size that a training procedure fits.
@@ -109,6 +110,8 @@ def effective_model_complexity(
         trials: Runs at each size, ``>= 2``.
         criterion: ``"error"`` or ``"loss"``: what ``procedure`` returns.
         level: Of the interval.
+        tolerance: Fraction of a size, in ``[0, 1)``, to within which ``n`` and the ends of the
+            interval are found; 0 finds them exactly. Each halving costs ``trials`` runs.
         map: Runs the trials of one size: ``map(function, points)`` gives results in order.
 
     Raises:
@@ -124,6 +127,8 @@ def effective_model_complexity(
         )
     if trials < 2 or not 0 < level < 1:
         raise ValueError(f"need trials >= 2 and level in (0, 1), got {trials} and {level}")
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance must be in [0, 1), got {tolerance}")
     eps = check_eps(eps, criterion)
     work = functools.partial(_run, procedure=procedure, dataset=dataset)
     seen: dict[int, float] = {}
@@ -144,9 +149,10 @@ def effective_model_complexity(
         return lambda size: bounds(size)[bound] <= eps
 
     first = n_min if fits(1)(n_min) else n_min - 1
-    n = _last_above(fits(1), first, n_max, step=n_min) if first == n_min else first
-    sure = _last_below(fits(2), n_min - 1, n)
-    possible = _last_above(fits(0), n, n_max, step=1)
+    n = _last_above(fits(1), first, n_max, n_min, tolerance) if first == n_min else first
+    near = max(1, int(tolerance * n))
+    sure = _last_below(fits(2), n_min - 1, n, near, tolerance)
+    possible = _last_above(fits(0), n, n_max, near, tolerance)
     status: Status = "above n_max" if n == n_max else "below n_min" if n < n_min else "bracketed"
     means = dict(sorted(seen.items()))
     values = list(means.values())
@@ -156,32 +162,35 @@ def effective_model_complexity(
     )  # fmt: skip
 
 
-def _last_above(fits: Callable[[int], bool], good: int, high: int, *, step: int) -> int:
+def _last_above(
+    fits: Callable[[int], bool], good: int, high: int, step: int, tolerance: float
+) -> int:
     """The last of ``good ... high`` that fits, given that ``good`` does: growing steps up, then
     bisection.
     """
     while good < high:
         bad = min(good + step, high)
         if not fits(bad):
-            return _bisected(fits, good, bad)
+            return _bisected(fits, good, bad, tolerance)
         good, step = bad, 2 * step
     return good
 
 
-def _last_below(fits: Callable[[int], bool], low: int, bad: int) -> int:
+def _last_below(
+    fits: Callable[[int], bool], low: int, bad: int, step: int, tolerance: float
+) -> int:
     """The last of ``low ... bad`` that fits, given that ``low`` does: growing steps down, then
     bisection.
     """
     if bad <= low or fits(bad):
         return max(bad, low)
-    step = 1
     while (good := max(bad - step, low)) > low and not fits(good):
         bad, step = good, 2 * step
-    return _bisected(fits, good, bad)
+    return _bisected(fits, good, bad, tolerance)
 
 
-def _bisected(fits: Callable[[int], bool], good: int, bad: int) -> int:
-    while bad - good > 1:
+def _bisected(fits: Callable[[int], bool], good: int, bad: int, tolerance: float) -> int:
+    while bad - good > max(1, tolerance * good):
         middle = (good + bad) // 2
         good, bad = (middle, bad) if fits(middle) else (good, middle)
     return good

@@ -29,7 +29,7 @@ Metrics: TypeAlias = "Mapping[str, float | Sequence[float]]"
 Map = Callable[[Callable[[Any], Mapping[str, Any]], Sequence[Any]], Iterable[Mapping[str, Any]]]
 
 _LEAST_VALUES = 5
-_FAILED = "error"  # the key under which a run that failed says why
+_FAILED = "failed"  # the key under which a run says why it gave no metrics
 
 
 @dataclass(frozen=True, slots=True)

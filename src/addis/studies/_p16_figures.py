@@ -1,0 +1,251 @@
+"""The figures of study 16."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from addis.analyze import TWO_SPEEDS, Curve, interpolation_threshold
+from addis.studies._p16_curves import Curves, deep_curve, of_trial
+from addis.study import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as MatplotlibFigure
+
+__all__ = ["figures"]
+
+_TEST, _TRAIN, _RIDGE, _STOP, _ENSEMBLE = "C3", "0.45", "C0", "C2", "C1"
+
+
+def figures(results: pd.DataFrame) -> list[Figure]:
+    """The paper's four views on random features, two later ones, and the deep nets where run."""
+    widths, samples = Curves(results, "p"), Curves(results, "n")
+    drawn = [_model_wise(widths), _heat_map(widths), _sample_wise(samples)]
+    drawn += [_effective(widths), _epoch_wise(results), _decomposition(results, widths.fixed)]
+    deep = deep_curve(results, "k")
+    if deep is not None:
+        drawn += [_deep_widths(deep), _deep_epochs(deep)]
+    more = deep_curve(results, "samples")
+    if more is not None:
+        drawn.append(_deep_samples(more))
+    return drawn
+
+
+def _canvas(columns: int, height: float = 3.2) -> tuple[MatplotlibFigure, list[Axes]]:
+    from matplotlib.figure import Figure as Canvas
+
+    figure = Canvas(figsize=(3.4 * columns if columns > 1 else 5.2, height), layout="constrained")
+    panels = figure.subplots(1, columns, squeeze=False, sharey=True)[0]
+    for axes in panels:
+        axes.grid(alpha=0.25)
+    return figure, list(panels)
+
+
+def _line(
+    axes: Axes, curve: Curve, metric: str, style: str, colour: str, label: str, **options: Any
+) -> None:
+    """Median over seeds, with a band from the lowest to the highest."""
+    runs = curve.runs(metric)
+    axes.plot(curve.values, curve.median(metric), style, color=colour, label=label, **options)
+    axes.fill_between(
+        curve.values, np.nanmin(runs, 1), np.nanmax(runs, 1), color=colour, alpha=0.13, lw=0
+    )
+
+
+def _model_wise(curves: Curves) -> Figure:
+    figure, panels = _canvas(len(curves.noises), 3.4)
+    for axes, noise in zip(panels, curves.noises, strict=True):
+        plain = curves.plain(noise)
+        _line(axes, plain, "test_error", "o-", _TEST, "test, least squares", ms=3)
+        _line(axes, plain, "train_error", "-", _TRAIN, "train, least squares", lw=1)
+        names = ("test, ridge", "test, early stopping", f"test, ensemble of {curves.members}")
+        for name, colour, (_, remedy) in zip(
+            names, (_RIDGE, _STOP, _ENSEMBLE), curves.remedies(noise).items(), strict=False
+        ):
+            axes.plot(remedy.values, remedy.median("test_error"), "--", color=colour, label=name)
+        axes.axvline(curves.fixed, color="k", lw=0.8, ls=":")
+        fitted = interpolation_threshold(plain).value
+        if np.isfinite(fitted):
+            axes.axvline(fitted, color=_TRAIN, lw=0.8, ls=":")
+        axes.set(xscale="log", xlabel="features p", ylim=(0, 1), title=f"label noise {noise:.0%}")
+    panels[0].set_ylabel("error")
+    panels[-1].legend(fontsize="x-small")
+    return Figure(
+        name="a_model_wise", figure=figure,
+        alt="Test error against the number of random features, one panel for each noise level: it "
+        "falls, peaks where features equal samples, and falls again; ridge has no peak.",
+        caption=f"Model-wise. n = {curves.fixed}, medians over seeds and their range. Dotted: "
+        "p = n, where the training loss reaches zero (black), and where the training error first "
+        "reaches 0.1 (grey). Ridge and stopping time were chosen on clean validation images.",
+    )  # fmt: skip
+
+
+def _heat_map(curves: Curves) -> Figure:
+    noise = curves.noises[-1]
+    assert curves.steps is not None
+    grid = curves.steps.at(noise=noise)
+    figure, panels = _canvas(2, 3.4)
+    for axes, metric in zip(panels, ("test_error", "train_error"), strict=True):
+        median = np.nanmedian(grid.metrics[metric], axis=-1).reshape(len(grid.values), -1)
+        mesh = axes.pcolormesh(
+            grid.values, grid.grid["steps"], median.T, shading="nearest", cmap="magma_r"
+        )
+        figure.colorbar(mesh, ax=axes, pad=0.01)
+        axes.axvline(curves.fixed, color="c", lw=1, ls=":")
+        axes.set(xscale="log", yscale="log", xlabel="features p", title=metric.replace("_", " "))
+        axes.grid(visible=False)
+    panels[0].set_ylabel("epochs (full-batch gradient steps)")
+    return Figure(
+        name="b_epochs_width", figure=figure,
+        alt="Heat maps of test and training error over width and epochs: a ridge of high test "
+        "error rises at p = n after many epochs.",
+        caption=f"Epochs and width, label noise {noise:.0%}. Gradient descent in closed form; the "
+        "peak needs many epochs, so early stopping avoids it.",
+    )  # fmt: skip
+
+
+def _sample_wise(curves: Curves) -> Figure:
+    noise = curves.noises[0]
+    figure, (axes,) = _canvas(1)
+    _line(axes, curves.plain(noise), "test_error", "o-", _TEST, "least squares", ms=3)
+    _line(axes, curves.plain(noise), "train_error", "-", _TRAIN, "train, least squares", lw=1)
+    remedy = next(iter(curves.remedies(noise).values()))
+    _line(axes, remedy, "test_error", "s--", _RIDGE, "ridge", ms=3)
+    axes.axvline(curves.fixed, color="k", lw=0.8, ls=":")
+    axes.set(xscale="log", xlabel="samples n", ylabel="error", ylim=(0, 1))
+    axes.legend(fontsize="x-small")
+    return Figure(
+        name="c_sample_wise", figure=figure,
+        alt="Test error against samples: least squares peaks where samples equal features, ridge "
+        "falls all the way.",
+        caption=f"Sample-wise. p = {curves.fixed} features, label noise {noise:.0%}: towards "
+        "n = p (dotted) more data hurt; with ridge they do not.",
+    )  # fmt: skip
+
+
+def _effective(curves: Curves) -> Figure:
+    figure, panels = _canvas(2)
+    for noise, colour in zip(curves.noises, ("C0", "C1", "C3"), strict=False):
+        plain = curves.plain(noise)
+        error = plain.median("test_error")
+        for axes, x in (
+            (panels[0], plain.values),
+            (panels[1], plain.median("parameters_test")),
+        ):
+            for side, mark, label in (
+                (plain.values <= curves.fixed, "o-", f"noise {noise:.0%}, p up to n"),
+                (plain.values >= curves.fixed, "^--", f"noise {noise:.0%}, p from n"),
+            ):
+                axes.plot(x[side], error[side], mark, color=colour, ms=3, lw=1, label=label)
+            axes.set(xscale="log", ylim=(0, 1))
+    panels[0].set(xlabel="features p", ylabel="test error")
+    panels[1].set(xlabel="effective parameters on test inputs")
+    panels[0].legend(fontsize="xx-small")
+    return Figure(
+        name="d_effective_parameters", figure=figure,
+        alt="The same test errors against features and against effective parameters: on the right "
+        "the second descent runs back along a U.",
+        caption="The same points against effective parameters (Curth et al. 2023): past p = n a "
+        "wider model is a simpler one, and the second descent folds back.",
+    )  # fmt: skip
+
+
+def _epoch_wise(results: pd.DataFrame) -> Figure:
+    rows = of_trial(results, "epochs")
+    risk = np.mean([np.asarray(r) for r in rows[rows["error"].isna()]["risk"]], axis=0)
+    steps = torch.arange(20_001)
+    figure, (axes,) = _canvas(1)
+    axes.plot(steps + 1, TWO_SPEEDS.risk(steps), color=_TEST, label="one step size")
+    equal = TWO_SPEEDS.risk(steps, equalised=True)
+    axes.plot(steps + 1, equal, "--", color=_RIDGE, label="equal speeds")
+    shown = np.unique(np.geomspace(1, len(risk), 25).astype(int)) - 1
+    axes.plot(shown + 1, risk[shown], "k.", ms=4, label="Monte Carlo")
+    axes.set(xscale="log", xlabel="gradient steps + 1", ylabel="excess risk", ylim=(0, 1.4))
+    axes.legend(fontsize="x-small")
+    return Figure(
+        name="e_epoch_wise", figure=figure,
+        alt="Risk over gradient steps: down, up, down with one step size for all features; one "
+        "lower minimum with equal speeds.",
+        caption="Epoch-wise, exactly solvable (Heckel and Yilmaz 2021): features learnt at two "
+        "speeds superpose two U-curves; equal speeds leave one.",
+    )  # fmt: skip
+
+
+def _decomposition(results: pd.DataFrame, n: int) -> Figure:
+    rows = of_trial(results, "parts")
+    rows = rows[rows["error"].isna()].sort_values("width")
+    names = [str(c) for c in rows if str(c).startswith("part_") and rows[c].notna().any()]
+    names.sort(key=lambda name: (name != "part_bias", name.count("x")))
+    figure, (axes,) = _canvas(1, 3.4)
+    for number, name in enumerate(names):
+        label = name.removeprefix("part_").replace("x", " x ")
+        axes.plot(
+            rows["width"], rows[name].astype(float), "o-" if "x" not in label else "--",
+            ms=3, color="k" if name == "part_bias" else f"C{number}", label=label,
+        )  # fmt: skip
+    axes.axvline(n, color="k", lw=0.8, ls=":")
+    axes.set(xscale="log", yscale="log", xlabel="features p", ylabel="part of the test loss")
+    axes.legend(fontsize="xx-small", ncols=2)
+    noise = float(rows["noise"].iloc[0])
+    return Figure(
+        name="f_decomposition", figure=figure,
+        alt="Bias and variances of the test loss against width: all of them peak at p = n.",
+        caption=f"Where the peak comes from, label noise {noise:.0%}: the test loss split into "
+        "bias and the variances due to initialisation, sampling, label noise and their "
+        "interactions (Adlam and Pennington 2020). With few draws the bias at the peak still "
+        "holds a share of the variance.",
+    )  # fmt: skip
+
+
+def _deep_widths(curve: Curve) -> Figure:
+    final = curve.at(steps=float(curve.grid["steps"][-1]))
+    early = curve.best("steps", by="validation_error")
+    figure, (axes,) = _canvas(1)
+    _line(axes, final, "test_error", "o-", _TEST, "test, end of training", ms=3)
+    _line(axes, early, "test_error", "s--", _STOP, "test, stopped early", ms=3)
+    _line(axes, final, "train_error", "-", _TRAIN, "train, end of training", lw=1)
+    axes.set(xlabel="width k", ylabel="error", ylim=(0, None), xscale="log")
+    axes.set_xticks(final.values, [f"{k:g}" for k in final.values])
+    axes.legend(fontsize="x-small")
+    return Figure(
+        name="g_deep_widths", figure=figure,
+        alt="Test and training error of convolutional nets against width, at the end of training "
+        "and stopped early.",
+        caption="Deep nets, model-wise: medians over seeds and their range.",
+    )  # fmt: skip
+
+
+def _deep_epochs(curve: Curve) -> Figure:
+    chosen = [curve.values[i] for i in (0, len(curve.values) // 2 - 1, -1)]
+    turned = curve.along("steps")
+    figure, panels = _canvas(len(chosen))
+    for axes, k in zip(panels, chosen, strict=True):
+        line = turned.at(k=float(k))
+        _line(axes, line, "test_error", "-", _TEST, "test")
+        _line(axes, line, "train_error", "-", _TRAIN, "train", lw=1)
+        axes.set(xscale="log", xlabel="gradient steps", title=f"k = {k:g}", ylim=(0, 1))
+    panels[0].set_ylabel("error")
+    panels[-1].legend(fontsize="x-small")
+    return Figure(
+        name="h_deep_epochs", figure=figure,
+        alt="Test and training error of convolutional nets over gradient steps at three widths.",
+        caption="Deep nets, epoch-wise, from the same runs.",
+    )  # fmt: skip
+
+
+def _deep_samples(curve: Curve) -> Figure:
+    final = curve.at(steps=float(curve.grid["steps"][-1]))
+    figure, (axes,) = _canvas(1)
+    _line(axes, final, "test_error", "o-", _TEST, "test, end of training", ms=3)
+    _line(axes, final, "train_error", "-", _TRAIN, "train, end of training", lw=1)
+    axes.set(xscale="log", xlabel="samples n", ylabel="error", ylim=(0, None))
+    axes.legend(fontsize="x-small")
+    return Figure(
+        name="i_deep_samples", figure=figure,
+        alt="Test and training error of convolutional nets against the number of samples.",
+        caption="Deep nets, sample-wise, at one width.",
+    )  # fmt: skip
