@@ -148,7 +148,7 @@ def cached(name: str, source: Source, build: Callable[[], Columns]) -> Columns:
 
 
 def read(path: Path, source: Source) -> Columns | None:
-    """Maps the cache at ``path``; ``None`` if it is absent, damaged, or not made from ``source``."""
+    """Maps the cache at ``path``; ``None`` if absent, damaged, or not made from ``source``."""
     try:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

@@ -24,18 +24,19 @@ Array = np.ndarray[Any, Any]
 Chunk = Mapping[
     str, Sequence[Any]
 ]  # rows, column by column; a cell of an image column is the bytes of its file
-Mode = Literal["1", "L", "RGB", "RGBA"]
+Mode = Literal["1", "L", "RGB", "RGBA", "index"]  # index: the number of a colour, not the colour
 Decoder = Callable[
     [Sequence[Any], Callable[[int], str]], Any
 ]  # cells, and the name of the i-th for messages
 
 _FORMATS: Final = ("PNG", "WEBP", "JPEG")
-_CHANNELS: Final[Mapping[Mode, int]] = {"1": 1, "L": 1, "RGB": 3, "RGBA": 4}
+_CHANNELS: Final[Mapping[Mode, int]] = {"1": 1, "L": 1, "RGB": 3, "RGBA": 4, "index": 1}
 _FITTING: Final[Mapping[Mode, tuple[str, ...]]] = {  # modes of files that convert without loss
     "1": ("1",),
     "L": ("L", "1"),
     "RGB": ("RGB", "L", "1"),
     "RGBA": ("RGBA", "RGB", "LA", "L", "1"),
+    "index": ("L", "P"),
 }
 _MAX_SIDE: Final = 8192  # pixels; a file that claims more is refused before memory is taken for it
 
@@ -190,7 +191,7 @@ def _opened(cell: Any, name: str) -> PIL.Image.Image:
 def _interleaved(image: PIL.Image.Image, mode: Mode, name: str) -> Array:
     """The pixels of an opened image in ``mode``, ``(H * W * C,)``; of a 1-bit image 0 and 255."""
     try:
-        target = "L" if mode == "1" else mode
+        target = {"1": "L", "index": image.mode}.get(mode, mode)
         pixels = (image if image.mode == target else image.convert(target)).tobytes()
     except Exception as error:
         raise ValueError(f"{name}: damaged image file: {error}") from error

@@ -1,101 +1,116 @@
-"""Where sets are read from: parquet files at hand, else their public homes."""
+"""Where sets are read from: files at hand, else their public homes."""
 
 from __future__ import annotations
 
 import glob
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+import xxhash
 
 from addis.data._cache import FileSource, Source, cached
 from addis.data._columns import Columns
 from addis.data._decode import Chunk, Rows
 
-__all__ = ["Home", "data_folder", "hub_rows", "parquet_rows"]
+__all__ = ["Home", "columns", "download", "hub_rows", "parquet_rows"]
 
 _CHUNK = 1000  # rows decoded at a time
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Home:
+class Home(Generic[T]):
     """Where a set is found.
 
     Args:
         file: Its place in the folder that ``ADDIS_DATA`` names, with ``{split}`` where the split
             stands.
         words: Its public homes, for the user to read.
-        fetch: Downloads the rows of a split; ``None`` where nothing can do that.
+        fetch: Gets a split from its public home; ``None`` where a program cannot.
+        digests: By split: the :func:`_digest` of the official pixels and labels, where the set is
+            the same to the last bit wherever it comes from.
     """
 
     file: str
     words: str
-    fetch: Callable[[str], Rows] | None = None
-
-    def columns(self, name: str, split: str, decode: Callable[[Rows], Columns]) -> Columns:
-        """The set's decoded columns, from the cache where they are there.
-
-        Raises:
-            FileNotFoundError: The set is not at hand and could not be fetched.
-            ValueError: A row is malformed.
-        """
-        if (path := self.find(split)) is not None:
-            return cached(
-                f"{name}-{split}", FileSource.of(path), lambda: decode(parquet_rows(path))
-            )
-        return cached(
-            f"{name}-{split}",
-            Source(f"{self.words}#{split}"),
-            lambda: decode(self.fetched(name, split)),
-        )
+    fetch: Callable[[str], T] | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def find(self, split: str) -> Path | None:
-        """The file at hand."""
-        folder = data_folder()
-        path = folder / self.file.format(split=split) if folder is not None else None
-        return path if path is not None and path.is_file() else None
+        """The file at hand.
 
-    def fetched(self, name: str, split: str) -> Rows:
-        """The rows from the public home.
+        Raises:
+            FileNotFoundError: ``ADDIS_DATA`` names something that is not a folder.
+        """
+        if not (named := os.environ.get("ADDIS_DATA")):
+            return None
+        folder = Path(named).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"ADDIS_DATA names {named!r}, which is not a folder")
+        path = folder / self.file.format(split=split)
+        return path if path.is_file() else None
+
+    def fetched(self, name: str, split: str) -> T:
+        """The split from its public home.
 
         Raises:
             FileNotFoundError: There is none that a program can ask, or it could not be reached.
         """
         if self.fetch is None:
-            raise self.absent(name, split)
+            raise self._absent(name, split)
         if _offline():
-            raise self.absent(name, split, "HF_HUB_OFFLINE forbids to fetch it")
+            raise self._absent(name, split, "HF_HUB_OFFLINE forbids to fetch it")
         try:
             return self.fetch(split)
         except Exception as error:  # each library has its own kinds for "no network"
             why = f"fetching it failed: {type(error).__name__}: {error}"
-            raise self.absent(name, split, why) from error
+            raise self._absent(name, split, why) from error
 
-    def absent(self, name: str, split: str, why: str = "") -> FileNotFoundError:
+    def _absent(self, name: str, split: str, why: str = "") -> FileNotFoundError:
         """The one error for a set that is not at hand."""
         file, folder = self.file.format(split=split), os.environ.get("ADDIS_DATA")
         looked = f"ADDIS_DATA={folder} has no {file}" if folder else "ADDIS_DATA is not set"
         return FileNotFoundError(
             f"data set {name!r}, split {split!r}, is not at hand"
-            f" ({'; '.join(filter(None, (looked, why)))})."
-            f" Its public home: {self.words}. Or let ADDIS_DATA name a folder with the file {file}."
+            f" ({'; '.join(filter(None, (looked, why)))}). Its public home: {self.words}."
+            f" Or let ADDIS_DATA name a folder with the file {file}."
         )
 
 
-def data_folder() -> Path | None:
-    """The folder that ``ADDIS_DATA`` names, if it is set.
+def columns(home: Home[Rows], name: str, split: str, decode: Callable[[Rows], Columns]) -> Columns:
+    """A set's decoded columns, from the cache where they are there.
+
+    Warns if the set has official pixels and these are others.
 
     Raises:
-        FileNotFoundError: It names something that is not a folder.
+        FileNotFoundError: The set is not at hand and could not be fetched.
+        ValueError: A row is malformed.
     """
-    if not (named := os.environ.get("ADDIS_DATA")):
-        return None
-    folder = Path(named).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"ADDIS_DATA names {named!r}, which is not a folder")
-    return folder
+    path = home.find(split)
+    source = FileSource.of(path) if path is not None else Source(f"{home.words}#{split}")
+
+    def build() -> Columns:
+        rows = parquet_rows(path) if path is not None else home.fetched(name, split)
+        decoded = decode(rows)
+        if split not in home.digests:
+            return decoded
+        return replace(decoded, texts={**decoded.texts, "digest": (_digest(decoded),)})
+
+    found = cached(f"{name}-{split}", source, build)
+    texts = {key: text for key, text in found.texts.items() if key != "digest"}
+    if split in home.digests and found.texts["digest"] != (home.digests[split],):
+        warnings.warn(
+            f"{name} {split} from {source.origin} has other pixels, labels or order than the"
+            " official set: a recompressed or shortened copy gives other results",
+            UserWarning,
+            stacklevel=5,
+        )
+    return replace(found, texts=texts)
 
 
 def parquet_rows(path: Path) -> Rows:
@@ -109,12 +124,9 @@ def parquet_rows(path: Path) -> Rows:
     with tempfile.TemporaryDirectory() as scratch:  # datasets keeps locks there, even to read
         try:
             rows = datasets.load_dataset(
-                "parquet",
-                data_files=[_escaped(path)],
-                split="train",
-                streaming=True,
-                cache_dir=scratch,
-            )
+                "parquet", data_files=[glob.escape(str(path.resolve()))], split="train",
+                streaming=True, cache_dir=scratch,
+            )  # fmt: skip
             features = rows.features or {}
         except Exception as error:
             raise ValueError(f"{path}: not a readable parquet file: {error}") from error
@@ -129,6 +141,14 @@ def hub_rows(repository: str, split: str, rename: Mapping[str, str]) -> Rows:
     where = f"{repository} ({split})"
     names = _class_names({rename.get(name, name): kind for name, kind in rows.features.items()})
     return Rows(where, _chunks(rows, rows.features, rename, where), names)
+
+
+def download(url: str, *, extract: bool = False) -> Path:
+    """A file of the web in the cache of ``datasets``; ``extract``: the folder of its contents."""
+    import datasets
+
+    manager = datasets.DownloadManager()
+    return Path(manager.download_and_extract(url) if extract else manager.download(url))
 
 
 def _chunks(
@@ -157,13 +177,15 @@ def _class_names(features: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(getattr(features.get("label"), "names", None) or ())
 
 
-def _escaped(path: Path) -> str:
-    """``path`` for ``data_files``, which are patterns."""
-    return glob.escape(str(path.resolve()))
+def _digest(decoded: Columns) -> str:
+    """xxh3-128 of pixels and labels."""
+    digest = xxhash.xxh3_128(decoded.arrays["image"].data)
+    digest.update(decoded.arrays["label"].data)
+    return digest.hexdigest()
 
 
 def _offline() -> bool:
-    """Whether the user has told the hub's libraries to stay offline; we heed it for every home."""
+    """Whether the user has told the hub's libraries to stay offline; heeded for every home."""
     return any(
         os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}
         for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")

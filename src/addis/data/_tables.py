@@ -1,0 +1,160 @@
+"""Tables for anomaly detection, and NAS-Bench-201."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from addis.data._homes import Home, download
+from addis.data._table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["ADBENCH", "anomaly", "kddcup99", "nasbench201"]
+
+Array = np.ndarray[Any, Any]
+
+ADBENCH: Final = {  # our name: its number and name in ADBench
+    name.lower(): f"{number}_{name}"
+    for number, name in {
+        2: "annthyroid", 4: "breastw", 6: "cardio", 7: "Cardiotocography", 12: "fault",
+        14: "glass", 15: "Hepatitis", 16: "http", 17: "InternetAds", 18: "Ionosphere",
+        19: "landsat", 20: "letter", 21: "Lymphography", 23: "mammography", 24: "mnist",
+        25: "musk", 26: "optdigits", 27: "PageBlocks", 28: "pendigits", 29: "Pima",
+        30: "satellite", 31: "satimage-2", 32: "shuttle", 34: "smtp", 35: "SpamBase",
+        37: "Stamps", 38: "thyroid", 39: "vertebral", 40: "vowels", 41: "Waveform", 42: "WBC",
+        43: "WDBC", 44: "Wilt", 45: "wine", 46: "WPBC", 47: "yeast",
+    }.items()
+}  # fmt: skip
+_URL: Final = "https://raw.githubusercontent.com/Minqi824/ADBench/main/{}"
+_MAX_BYTES: Final = 1 << 30  # of an unpacked array; the largest, http, has 14 MB
+_SYMBOLIC: Final = (
+    "protocol_type", "service", "flag", "land", "logged_in", "is_host_login", "is_guest_login"
+)  # fmt: skip
+_KDD: Final = Home["pd.DataFrame"](
+    file="anomaly/kddcup99_10_percent.parquet",
+    words="sklearn.datasets.fetch_kddcup99(percent10=True)",
+    fetch=lambda split: _fetch_kddcup99(),
+)
+_NASBENCH: Final = Home["pd.DataFrame"](
+    file="nasbench201/{split}.parquet",
+    words="the package nats_bench with NATS-tss-v1_0-3ffb9-simple.tar of D-X-Y/NATS-Bench",
+)
+
+
+def anomaly(name: str, split: str) -> Table:
+    """A table of ADBench, or the ODDS set arrhythmia: class 1 are the anomalies.
+
+    Raises:
+        ValueError: The file is not an archive of the arrays ``X (n, d)`` and ``y (n,)``.
+    """
+    file = f"{name}.npz"
+    source = name.removeprefix("anomaly/")
+    if source in ADBENCH:
+        place = f"adbench/datasets/Classical/{ADBENCH[source]}.npz"
+        home = Home(file, f"Minqi824/ADBench on GitHub, {place}", lambda _: _download(place))
+    else:
+        home = Home[Path](file, f"odds.cs.stonybrook.edu, {source}.mat")
+    path = home.find(split) or home.fetched(name, split)
+    x, y = _arrays(path)
+    return Table(
+        x=torch.from_numpy(x.astype(np.float64)),
+        targets=torch.from_numpy(y.astype(np.int64)),
+        classes=("normal", "anomaly"),
+        features=tuple(f"x{i}" for i in range(x.shape[1])),
+        name=name,
+        split=split,
+    )
+
+
+def kddcup99(name: str, split: str) -> Table:
+    """KDD Cup 99, the 10 % file, in its order; the seven symbolic columns are numbered by name."""
+    path = _KDD.find(split)
+    frame = _read_frame(path) if path is not None else _KDD.fetched(name, split)
+    if "label" not in frame or not {*_SYMBOLIC} < {*frame.columns}:
+        raise ValueError(f"{path}: needs a column label and those of KDD Cup 99")
+    targets, labels = _numbered(frame.pop("label"))
+    symbols: dict[str, tuple[str, ...]] = {}
+    for column in _SYMBOLIC:
+        frame[column], symbols[column] = _numbered(frame[column])
+    return Table(
+        x=torch.from_numpy(frame.to_numpy(np.float64)),
+        targets=torch.from_numpy(targets),
+        classes=labels,
+        features=tuple(frame.columns),
+        name=name,
+        split=split,
+        symbols=symbols,
+    )
+
+
+def nasbench201(name: str, split: str) -> pd.DataFrame:
+    """NAS-Bench-201 as a frame, one row a cell (``table``) or a trained network (``per_seed``)."""
+    file = {"table": "table", "per_seed": "per_seed_0_11_284"}[split]
+    path = _NASBENCH.find(file)
+    return _read_frame(path) if path is not None else _NASBENCH.fetched(name, file)
+
+
+def _numbered(column: pd.Series[Any]) -> tuple[Array, tuple[str, ...]]:
+    """Each value's place among the distinct values, and these as texts in alphabetical order."""
+    import pandas as pd
+
+    codes, found = pd.factorize(column)
+    names = np.array([str(value) for value in found])
+    order = np.argsort(names)
+    return np.argsort(order)[codes].astype(np.int64), tuple(names[order].tolist())
+
+
+def _arrays(path: Path) -> tuple[Array, Array]:
+    """``X`` and ``y`` of an archive that may hold anything."""
+    try:
+        x, y = _unpacked(path)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not an npz archive with arrays X and y: {error}") from error
+    if x.ndim != 2 or x.dtype.kind not in "iuf" or y.dtype.kind not in "iuf":
+        raise ValueError(f"{path}: needs numbers X (n, d) and y (n,), got {x.dtype}, {y.dtype}")
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"{path}: needs X (n, d) and y (n,), got {x.shape} and {y.shape}")
+    if (bad := np.flatnonzero(~np.isfinite(x).all(1) | ((y != 0) & (y != 1)))).size:
+        raise ValueError(f"{path}, row {bad[0]}: X is not finite or y is neither 0 nor 1")
+    return x, y
+
+
+def _unpacked(path: Path) -> tuple[Array, Array]:
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > _MAX_BYTES:
+        raise ValueError(f"it unpacks to {size} bytes, more than {_MAX_BYTES}")
+    with np.load(path, allow_pickle=False) as arrays:
+        return arrays["X"], arrays["y"]
+
+
+def _read_frame(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path)
+    except Exception as error:  # of pyarrow's own kinds
+        raise ValueError(f"{path}: not a readable parquet file: {error}") from error
+
+
+def _fetch_kddcup99() -> pd.DataFrame:
+    """The set of scikit-learn in the form of our file: text for bytes, the label without a dot."""
+    from sklearn.datasets import fetch_kddcup99
+
+    frame: pd.DataFrame = fetch_kddcup99(percent10=True, as_frame=True).frame
+    frame = frame.rename(columns={"labels": "label"})
+    for column in frame.columns:
+        if isinstance(frame[column].iloc[0], bytes):
+            frame[column] = frame[column].str.decode("ascii")
+    frame["label"] = frame["label"].str.removesuffix(".")
+    return frame
+
+
+def _download(place: str) -> Path:
+    return download(_URL.format(place))
