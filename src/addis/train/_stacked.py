@@ -15,6 +15,7 @@ from addis.train._stacked_grouped import Grouped
 from addis.train._stacked_optim import CopiesOptimizer, OptimizerFactory
 from addis.train._stacked_plan import why_not_grouped
 from addis.train._stacked_state import check_alike, seeded, stack
+from addis.train._stacked_widths import padding_masks, shapes_differ, why_not_packed
 
 __all__ = ["StackedScores", "StackedTrainer"]
 
@@ -117,13 +118,18 @@ class StackedTrainer:
         self._steps = 0
 
     def _stack_up(self, models: Sequence[nn.Module], seeds: Sequence[int], backend: str) -> None:
-        check_alike(models, widths=False)
-        self._backend = _choice(models[0], len(models), backend, self._device)
-        last = self._backend == "grouped" and self._device.type == "cpu"
+        check_alike(models, widths=True)
+        several = shapes_differ(models)
+        if not several:
+            check_alike(models, widths=False)
+        self._backend = _choice(models, backend, self._device, several)
+        grouped = self._backend == "grouped"
+        last = grouped and self._device.type == "cpu"
         layout = torch.channels_last if last else torch.contiguous_format
-        self._stack = stack(models, self._device, layout if self._backend == "grouped" else None)
+        self._stack = stack(models, self._device, layout if grouped else None)
+        self._masks = padding_masks(models, self._stack.params)
         self._forward: Forward
-        if self._backend == "grouped":
+        if grouped:
             self._forward = Grouped(self._stack, seeds, self._device, layout)
         else:
             form = Vmap if self._backend == "vmap" else Loop
@@ -162,9 +168,9 @@ class StackedTrainer:
         x, y = self._placed(x, y, shared)
         losses = self._forward.losses(self._forward.outputs(x, training=True), y, self._loss)
         self._check_losses(losses)
-        params = list(self._stack.params.values())
-        grads = torch.autograd.grad(losses.sum(), params, allow_unused=True)
-        self._optimizer.step(grads, self._steps)
+        params = self._stack.params
+        grads = torch.autograd.grad(losses.sum(), list(params.values()), allow_unused=True)
+        self._optimizer.step(self._own(dict(zip(params, grads, strict=True))), self._steps)
         self._steps += 1
         return losses.detach()
 
@@ -233,7 +239,7 @@ class StackedTrainer:
             raise ValueError(f"state is of backend {state['backend']!r}, not {self._backend!r}")
         mine = self._stack.tensors()
         ours, theirs = ({n: tuple(t.shape) for n, t in s.items()} for s in (mine, state["tensors"]))
-        for name in ours.keys() | theirs.keys():
+        for name in ours | theirs:
             if ours.get(name) != theirs.get(name):
                 raise ValueError(
                     f"state has shape {theirs.get(name)} at {name!r}, the trainer {ours.get(name)}"
@@ -268,6 +274,13 @@ class StackedTrainer:
             placed.append(batch.expand(self.copies, *batch.shape) if shared else batch)
         return tuple(placed)
 
+    def _own(self, grads: dict[str, Tensor | None]) -> list[Tensor | None]:
+        """Gradients with those of padding, in a stack of several widths, set to zero."""
+        for name, mask in self._masks.items():
+            if (grad := grads[name]) is not None:
+                grads[name] = grad.masked_fill(~mask, 0)
+        return list(grads.values())
+
     def _check_losses(self, losses: Tensor) -> None:
         if losses.shape != (self.copies,):
             shape = tuple(losses.shape[1:])
@@ -289,16 +302,23 @@ def _built(
     return list(models), list(seeds)
 
 
-def _choice(model: nn.Module, copies: int, backend: str, device: torch.device) -> Backend:
+def _choice(
+    models: Sequence[nn.Module], backend: str, device: torch.device, several: bool
+) -> Backend:
+    """The backend, after a check that the models have it; ``several``: of several widths."""
+    if backend not in ("auto", "grouped", "vmap", "loop"):
+        raise ValueError(f"backend must be auto, grouped, vmap or loop, got {backend!r}")
+    if several and backend in ("vmap", "loop"):
+        raise ValueError(f"models of several widths need backend='grouped', got {backend!r}")
     if backend == "vmap":
         return "vmap"
-    if backend == "loop":
+    if backend == "loop" or (backend == "auto" and len(models) == 1):
         return "loop"
-    if backend not in ("auto", "grouped"):
-        raise ValueError(f"backend must be auto, grouped, vmap or loop, got {backend!r}")
-    if backend == "auto" and copies == 1:
-        return "loop"
-    reason = why_not_grouped(model)
+    reason = why_not_grouped(models[0])
+    if several:
+        reason = reason or why_not_packed(models)
+        if reason is not None:
+            raise ValueError(f"models of several widths cannot be stacked: {reason}")
     if reason is None:
         return "grouped"
     if backend == "grouped":

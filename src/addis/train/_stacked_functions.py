@@ -122,7 +122,7 @@ def _arithmetic(function: Callable[..., Any]) -> Form:
         if not values:
             return function(a, b, **options)
         layouts = {v.layout for v in values}
-        if layouts == {"own"} or layouts >= {"maps", "rows"}:
+        if (layouts == {"own"} and len(values) == 2) or layouts >= {"maps", "rows"}:
             raise NoFormError("needs two values of one shape")
         if len(layouts) == 1:
             data = [v.data if isinstance(v, Value) else v for v in (a, b)]

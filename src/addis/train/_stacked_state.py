@@ -101,7 +101,7 @@ def check_alike(models: Sequence[nn.Module], *, widths: bool) -> None:
     first = _facts(models[0], widths)
     for i, model in enumerate(models[1:], 1):
         facts = _facts(model, widths)
-        for name in first.keys() | facts.keys():
+        for name in first | facts:
             ours, theirs = facts.get(name, "nothing"), first.get(name, "nothing")
             if ours != theirs:
                 raise ValueError(
