@@ -63,6 +63,7 @@ def test_a_page_shows_claims_numbers_figure_machine_and_command(tmp_path):
         assert text in page, text
     assert re.search(r'"number reached" data-sort="0.5"', page)
     assert page.count('"number missed"') == 2
+    assert '<td class="number">1 of 3</td>' in index.read_text(encoding="utf-8")
 
 
 def test_failures_are_shown(tmp_path):

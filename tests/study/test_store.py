@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -41,14 +43,19 @@ def test_a_failed_trial_is_kept_but_not_finished_and_is_replaced(tmp_path):
 
 
 def test_an_array_of_objects_is_never_unpickled(tmp_path):
-    import pickle
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "executed"),)
 
+    evil = io.BytesIO()
+    np.save(evil, np.array([Evil()], dtype=object), allow_pickle=True)
     with Store(tmp_path / "s") as store:
         store.add("a", Outcome({"c": np.ones(2)}, 1.0), **ABOUT)
     with sqlite3.connect(tmp_path / "s") as connection:
-        connection.execute("UPDATE arrays SET data = ?", (pickle.dumps(print),))
+        connection.execute("UPDATE arrays SET data = ?", (evil.getvalue(),))
     with Store(tmp_path / "s") as store, pytest.raises(StoreError, match="damaged"):
         store.finished("99")
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize(
