@@ -20,6 +20,10 @@ from addis.train._stacked_widths import padding_masks, shapes_differ, why_not_pa
 __all__ = ["StackedScores", "StackedTrainer"]
 
 Backend = Literal["grouped", "vmap", "loop"]
+
+_WIDEST_GROUPED = 64
+"""Channels above which grouped convolutions lose to a loop on a CPU (benchmarks/b00_stacked.py)."""
+
 Schedule = Callable[[int], float]
 
 
@@ -49,10 +53,14 @@ class StackedTrainer:
     * ``vmap`` transforms any model that :func:`torch.vmap` can transform.
     * ``loop`` runs one copy after the other, and takes any model.
 
+    Models may differ in width (channels and features): the narrow ones stand in the stack of the
+    widest, their last channels zero and kept so, with their own results up to rounding. That needs
+    the grouped form and layers that do not mix channels except by weights; each copy costs the work
+    of the widest. Dropout draws for the widest, so its draws are not those of the narrow net alone.
+
     Args:
         models: E models of one structure, left as they are, or a function that builds one from
-            torch's default generator (see :func:`seeded`). With ``backend="grouped"`` their widths
-            may differ.
+            torch's default generator (see :func:`seeded`).
         seeds: One for each copy: initialisation (if ``models`` is a function) and random layers.
             ``None``, allowed for a list of models, means ``0, 1, ..., E - 1``.
         optimizer: ``optimizer(groups, lr=...)`` builds a ``torch.optim`` optimiser. Settings that
@@ -65,9 +73,9 @@ class StackedTrainer:
         loss: ``loss(outputs, targets)`` of one copy's batch, a scalar: ``(N, K)`` and ``(N,)`` for
             a classifier. Means are over that copy's N.
         backend: ``auto`` is ``loop`` for one copy, where the result is that of an ordinary training
-            loop bit for bit; else ``grouped`` where the model has that form; else ``vmap`` on a GPU
-            and ``loop`` on a CPU, where ``vmap`` is the slower of the two. :attr:`backend` says
-            which one it is.
+            loop bit for bit; else ``grouped`` where the model has that form and, on a CPU, no
+            convolution of more than 64 channels; else ``vmap`` on a GPU and ``loop`` on a CPU,
+            where it is the faster of the two. :attr:`backend` says which one it is.
         device: Where to train.
 
     Raises:
@@ -319,11 +327,19 @@ def _choice(
         reason = reason or why_not_packed(models)
         if reason is not None:
             raise ValueError(f"models of several widths cannot be stacked: {reason}")
+    if reason is None and backend == "auto" and not several and device.type == "cpu":
+        return "loop" if _widest(models[0]) > _WIDEST_GROUPED else "grouped"
     if reason is None:
         return "grouped"
     if backend == "grouped":
         raise ValueError(f'{reason}; pass backend="vmap" or backend="loop", which take any layer')
     return "loop" if device.type == "cpu" else "vmap"
+
+
+def _widest(model: nn.Module) -> int:
+    """Most channels that a convolution of ``model`` has."""
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return max((m.out_channels for m in model.modules() if isinstance(m, convolutions)), default=0)
 
 
 def _options(

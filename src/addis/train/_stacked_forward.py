@@ -103,8 +103,10 @@ def _keep(stack: Stack, buffers: dict[str, Tensor], copy: int | None = None) -> 
 @contextmanager
 def _global_stream(stream: torch.Generator, device: torch.device) -> Iterator[None]:
     """Torch's default generator of ``device`` continues ``stream``, and is put back after."""
-    default = torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else None
-    default = torch.default_generator if default is None else default
+    default = torch.default_generator
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        default = torch.cuda.default_generators[index]
     before = default.get_state()
     default.set_state(stream.get_state())
     try:
