@@ -41,7 +41,7 @@ METHOD = Method(
     summary="Finds where a model's test error peaks along width, epochs or samples, and why.",
 )
 
-_CHUNK = 2**24  # largest number of predictions held at once (128 MiB)
+_CHUNK = 2**20  # largest number of predictions held at once: 8 MiB, which a cache can hold
 _BLOCK = 1024  # features made at a time beyond the square design
 
 
@@ -226,18 +226,17 @@ class _Sweep:
             for s in spectra
         ]  # each (F, r)
         projected = [s.left.T @ targets for s in spectra]  # each (r, L K)
+        # The mean over models is one product: their modes one below the other, r the sum of ranks.
+        f, a = torch.cat(kept, 1) / len(spectra), torch.cat(projected)  # (F, r), (r, L K)
+        on_train = torch.cat([s.left * s.values for s in spectra], 1)  # (n, r)
+        on_probe = torch.cat([s.probe for s in spectra], 1)  # (m, r)
         size = max(1, _CHUNK // ((n + len(problem.probe)) * targets.shape[1]))
+        shape = (-1, levels, problem.num_classes)
         scores: list[dict[str, Tensor]] = []
-        for start in range(0, len(kept[0]), size):
-            part = slice(start, start + size)
-            train = hot.new_zeros(())
-            probe = hot.new_zeros(())
-            for s, f, a in zip(spectra, kept, projected, strict=True):
-                modes = (f[part, :, None] * a).transpose(0, 1).flatten(1)  # (r, F L K)
-                train = train + (s.left * s.values) @ modes / len(spectra)
-                probe = probe + s.probe @ modes / len(spectra)
-            shape = (-1, levels, problem.num_classes)
-            train, probe = train.reshape(n, *shape), probe.reshape(len(probe), *shape)
+        for start in range(0, len(f), size):
+            modes = (f[start : start + size, :, None] * a).transpose(0, 1).flatten(1)  # (r, F L K)
+            train = (on_train @ modes).reshape(n, *shape)
+            probe = (on_probe @ modes).reshape(len(on_probe), *shape)
             scores.append(self._score(train, probe, hot))
         found = {name: torch.cat([score[name] for score in scores]) for name in scores[0]}  # (F, L)
         found |= self._sizes(spectra, kept, projected, levels)
@@ -245,16 +244,20 @@ class _Sweep:
         return {name: value.T.reshape(grid).cpu().numpy() for name, value in found.items()}
 
     def _score(self, train: Tensor, probe: Tensor, hot: Tensor) -> dict[str, Tensor]:
-        """Errors and losses ``(F, L)`` of predictions ``(n, F, L, K)`` and ``(m, F, L, K)``."""
+        """Errors and losses ``(F, L)`` of predictions ``(n, F, L, K)`` and ``(m, F, L, K)``.
+
+        The predictions are overwritten: the grid is larger than a cache, and each pass counts.
+        """
         problem, tests = self.problem, self.problem.tests
         fitted = hot.transpose(0, 1)[:, None]  # (n, 1, L, K)
         clean = problem.one_hot(problem.y_probe)[:tests, None, None]  # (m, 1, 1, K)
         wrong = (probe.argmax(-1) != problem.y_probe[:, None, None]).double()  # (m, F, L)
+        unfitted = (train.argmax(-1) != fitted.argmax(-1)).double()  # (n, F, L)
         scores = {
             "test_error": wrong[:tests].mean(0),
-            "test_loss": (probe[:tests] - clean).square().sum(-1).mean(0),
-            "train_error": (train.argmax(-1) != fitted.argmax(-1)).double().mean(0),
-            "train_loss": (train - fitted).square().sum(-1).mean(0),
+            "test_loss": _mean_square(probe[:tests].sub_(clean)),
+            "train_error": unfitted.mean(0),
+            "train_loss": _mean_square(train.sub_(fitted)),
         }
         if tests < len(wrong):
             scores["validation_error"] = wrong[tests:].mean(0)
@@ -277,6 +280,12 @@ class _Sweep:
         }
         alone = 1.0 if len(spectra) == 1 else math.nan
         return {name: value * alone for name, value in sizes.items()}
+
+
+def _mean_square(residual: Tensor) -> Tensor:
+    """Of ``(m, F, L, K)``: the sum of squares over K, averaged over m, ``(F, L)``."""
+    norm: Tensor = torch.linalg.vector_norm(residual, dim=(0, -1))
+    return norm.square() / len(residual)
 
 
 def _growing(
