@@ -78,7 +78,8 @@ def localize(
     Example:
         >>> from addis.models import mlp
         >>> x, y = torch.rand(8, 1, 4, 4), torch.arange(8) % 3
-        >>> local = localize(mlp(16, [12, 12], 3), x, loss="predsim", num_classes=3)
+        >>> net = mlp(3, image_size=4, width=12, depth=2)
+        >>> local = localize(net, x, loss="predsim", num_classes=3)
         >>> stats = local.train_step(x, y)
         >>> stats.losses.shape, local.inference()(x).shape
         (torch.Size([3]), torch.Size([8, 3]))

@@ -96,7 +96,7 @@ class KeptBytes:
 
     def _pack(self, tensor: Tensor) -> _Saved:
         storage = tensor.untyped_storage()
-        saved, key, size = _Saved(tensor), storage.data_ptr(), storage.nbytes()
+        saved, key, size = _Saved(tensor.detach()), storage.data_ptr(), storage.nbytes()
         if key in self._ignored or size == 0:
             return saved
         if not self._count[key]:

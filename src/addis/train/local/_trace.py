@@ -139,6 +139,7 @@ def trace(model: nn.Module, example: Tensor, *, whole: Collection[str] = ()) -> 
             else.
     """
     graph = _graph(model, frozenset(whole))
+    _tidy(model, graph)
     sources = [node for node in graph.nodes if node.op == "placeholder" and node.users]
     result = next(node for node in graph.nodes if node.op == "output").args[0]
     if len(sources) != 1 or not isinstance(result, fx.Node):
@@ -172,6 +173,19 @@ def _graph(model: nn.Module, whole: frozenset[str]) -> fx.Graph:
             f"({type(error).__name__}: {error})"
         ) from error
     return graph
+
+
+def _tidy(model: nn.Module, graph: fx.Graph) -> None:
+    """Lets later operations read what one wrote in place, and drops unread parts of tuples."""
+    position = {node: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if node.op.startswith("call") and node.all_input_nodes and writes_in_place(model, node):
+            written = node.all_input_nodes[0]
+            for user in [u for u in written.users if position[u] > position[node]]:
+                user.replace_input_with(written, node)
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and operation_name(node) == "getitem" and not node.users:
+            graph.erase_node(node)
 
 
 def _measure(model: nn.Module, graph: fx.Graph, example: Tensor) -> None:

@@ -1,0 +1,152 @@
+"""The schedules give the same updates, and devices work at the same time."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from addis.train.local import localize
+from tests.train.local.nets import batch, conv_net, same
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def pair(net: nn.Module, x: Tensor, *, blocks: Any = "auto", **settings: Any) -> Any:
+    return [
+        localize(net, x, blocks=blocks, generator=torch.Generator().manual_seed(1), **more)
+        for more in ({}, settings)
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_devices_give_the_bits_of_the_sequence(count: int) -> None:
+    one, many = pair(conv_net(), batch()[0], schedule="devices", devices=["cpu"] * count)
+    for i in range(6):
+        a, b = one.train_step(*batch(seed=i)), many.train_step(*batch(seed=i))
+    assert torch.equal(a.losses, b.losses)
+    assert same(one, many)
+
+
+def test_devices_carry_what_is_not_a_tensor_and_values_that_skip_blocks() -> None:
+    x, y = torch.randn(4, 3, 32, 32), torch.arange(4)
+    net = torchvision.models.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=10)
+    one, many = pair(net, x, blocks=1, schedule="devices", devices=["cpu", "cpu"])
+    for _ in range(3):
+        one.train_step(x, y)
+        many.train_step(x, y)
+    assert same(one, many)
+
+
+def test_the_first_device_takes_a_batch_while_the_last_still_works() -> None:
+    net = conv_net()
+    local = localize(net, batch()[0], schedule="devices", devices=["cpu", "cpu"])
+    entered, release = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def wait(module: nn.Module, args: Any) -> None:
+        entered.set()
+        assert release.wait(20)
+
+    local.model.out.register_forward_pre_hook(wait)
+    local.model.conv0.register_forward_pre_hook(lambda m, args: seen.append(len(args[0])))
+    first = local.train_step(*batch(5))
+    second = local.train_step(*batch(6))
+    assert entered.wait(20)
+    while len(seen) < 2:
+        pass
+    assert seen == [5, 6]
+    release.set()
+    local.synchronize()
+    assert first.losses.isfinite().all()
+    assert second.losses.isfinite().all()
+
+
+def test_masks_of_dropout_on_devices_depend_on_the_seed_alone() -> None:
+    def trained() -> Any:
+        torch.manual_seed(5)
+        local = localize(
+            conv_net(dropout=0.5), batch()[0], schedule="devices", devices=["cpu", "cpu"]
+        )
+        for i in range(4):
+            local.train_step(*batch(seed=i))
+        local.synchronize()
+        return local
+
+    assert same(trained(), trained())
+
+
+def test_an_error_on_a_device_reaches_the_caller() -> None:
+    local = localize(conv_net(), batch()[0], schedule="devices", devices=["cpu", "cpu"])
+
+    def fail(module: nn.Module, args: Any) -> None:
+        raise ArithmeticError("in a worker")
+
+    handle = local.model.dense.register_forward_pre_hook(fail)
+    local.train_step(*batch())
+    with pytest.raises(ArithmeticError, match="in a worker"):
+        local.synchronize()
+    handle.remove()
+    local.train_step(*batch())
+    local.synchronize()
+
+
+def test_copies_and_reports_of_a_model_on_devices_work() -> None:
+    local = localize(conv_net(), batch()[0], schedule="devices", devices=["cpu", "cpu"])
+    local.train_step(*batch())
+    other = copy.deepcopy(local)
+    other.train_step(*batch(seed=1))
+    local.train_step(*batch(seed=1))
+    assert same(local, other)
+    x = batch()[0]
+    assert torch.equal(local.eval()(x), local.inference()(x))
+    assert local.memory_report(*batch()).local_bytes > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_streams_without_cuda_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="needs all blocks on one CUDA device, got cpu"):
+        localize(conv_net(), batch()[0], schedule="streams")
+
+
+@GPU
+def test_streams_give_the_updates_of_the_sequence() -> None:
+    net, x = conv_net().cuda(), batch()[0].cuda()
+    one, many = pair(net, x, schedule="streams")
+    for i in range(6):
+        x, y = (t.cuda() for t in batch(seed=i))
+        one.train_step(x, y)
+        many.train_step(x, y)
+    for a, b in zip(one.parameters(), many.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@GPU
+def test_a_cpu_and_a_gpu_share_the_blocks() -> None:
+    net, x = conv_net(), batch()[0]
+    one, many = pair(net, x, schedule="devices", devices=["cpu", "cuda"])
+    for i in range(4):
+        one.train_step(*batch(seed=i))
+        many.train_step(*batch(seed=i))
+    torch.testing.assert_close(one.eval()(x), many.eval()(x).cpu(), rtol=1e-3, atol=1e-4)
+    assert many.inference()(x).device.type == "cpu"
+    with pytest.raises(RuntimeError, match="one device"):
+        many.memory_report(*batch())
+
+
+@GPU
+def test_a_step_waits_for_nothing() -> None:
+    x, y = (t.cuda() for t in batch())
+    local = localize(conv_net().cuda(), x)
+    local.train_step(x, y)
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        local.train_step(x, y)
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
