@@ -7,11 +7,13 @@ from addis.explain._baselines import BASELINES as BASELINES
 from addis.explain._baselines import Baseline as Baseline
 from addis.explain._bottleneck import METHOD as METHOD
 from addis.explain._bottleneck import InformationBottleneck as InformationBottleneck
+from addis.explain._cam import CAMS as CAMS
 from addis.explain._cam import gradcam as gradcam
 from addis.explain._cam import guided_gradcam as guided_gradcam
 from addis.explain._cam import hirescam as hirescam
 from addis.explain._cam import layercam as layercam
 from addis.explain._degradation import DegradationCurve as DegradationCurve
+from addis.explain._degradation import Fill as Fill
 from addis.explain._degradation import degradation as degradation
 from addis.explain._gradients import blurred_saliency as blurred_saliency
 from addis.explain._gradients import gradient as gradient

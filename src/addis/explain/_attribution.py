@@ -24,6 +24,7 @@ class Attribution:
         method: The method's name.
         capacity: Information of each cell of the layer in nats, ``(N, *features)``; ``None`` for
             other methods.
+        mask: The mask lambda that was fitted, ``(N, *features)``; ``None`` for other methods.
         history: From a bottleneck, ``(T, N)`` each: ``"loss"``, its term ``"objective"``, and
             ``"bits"``, the total, at each step before its update. Empty for other methods.
         std: Standard deviation of ``map`` over repetitions with other noise; ``None`` without
@@ -37,6 +38,7 @@ class Attribution:
     total_bits: Tensor
     method: str
     capacity: Tensor | None = None
+    mask: Tensor | None = None
     history: dict[str, Tensor] = field(default_factory=dict)
     std: Tensor | None = None
     layer: str = ""

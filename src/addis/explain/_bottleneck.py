@@ -78,8 +78,8 @@ class InformationBottleneck(nn.Module):
             whole batch. ``None`` takes a new one for each image from torch's default generator.
         layout: Where channels and positions are in the features; see :func:`layout_of`.
         head: The model from the layer on, if the caller knows it; else the model is traced.
-        official_timing: The map of the last forward pass, before the last update, as in the
-            authors' code.
+        official_timing: Stops before the last update, which the authors' code makes but whose mask
+            it does not show: the map of ``steps - 1`` updates.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -119,6 +119,8 @@ class InformationBottleneck(nn.Module):
         ):  # fmt: skip
             if not value >= low or not math.isfinite(value):
                 raise ValueError(f"{name} must be finite and >= {low}, got {value}")
+        if official_timing and steps < 2:
+            raise ValueError(f"official_timing needs steps >= 2, got {steps}")
         for name, value in (("lr", lr), ("min_std", min_std)):
             if not value > 0 or not math.isfinite(value):
                 raise ValueError(f"{name} must be finite and > 0, got {value}")
@@ -133,6 +135,11 @@ class InformationBottleneck(nn.Module):
         self._layer: Layer | None = None
         if layer != "auto":
             self._layer = find_layer(model, layer)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is explained."""
+        return self._held[0]
 
     @property
     def layer(self) -> Layer | None:
@@ -195,7 +202,7 @@ class InformationBottleneck(nn.Module):
             )
         own = self._seeds(len(x), seeds)
         parts = []
-        with undisturbed(self._held[0]):
+        with undisturbed(self.model):
             for rows in torch.split(torch.arange(len(x)), batch_size):
                 site = self.restrict(x[rows])
                 loss = _loss_of_images(site, rows_of(target, rows, len(x)), objective, rows)
@@ -232,12 +239,14 @@ class InformationBottleneck(nn.Module):
         ]  # fmt: skip
         maps = torch.stack([run.map for run in runs])
         capacities = [run.capacity for run in runs if run.capacity is not None]
+        masks = [run.mask for run in runs if run.mask is not None]
         return dataclasses.replace(
             runs[0],
             map=maps.mean(dim=0),
             std=maps.std(dim=0),
             total_bits=torch.stack([run.total_bits for run in runs]).mean(dim=0),
             capacity=torch.stack(capacities).mean(dim=0),
+            mask=torch.stack(masks).mean(dim=0),
             history={
                 name: torch.stack([run.history[name] for run in runs]).mean(dim=0)
                 for name in runs[0].history
@@ -287,17 +296,15 @@ class InformationBottleneck(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Fits the masks, eq. 8. Returns alpha ``(N, ...)`` for the map, and the history."""
         alpha = torch.full_like(site.features, self.alpha0, requires_grad=True)
-        adam = torch.optim.Adam([alpha], lr=self.lr)
+        adam = torch.optim.Adam([alpha], lr=self.lr, fused=alpha.device.type in ("cpu", "cuda"))
         losses, objectives, bits = [], [], []
-        last = alpha.detach()
-        for _ in range(self.steps):
+        for _ in range(self.steps - self.official_timing):
             with torch.enable_grad():
                 mask, share = site.masks(alpha)
                 capacity = site.capacity(mask, share)
                 wrong = objective(site.run(mask, noise.draw()))
                 loss = wrong + self.beta * capacity.flatten(1).mean(dim=1)
             (alpha.grad,) = torch.autograd.grad(loss.sum(), alpha)
-            last = alpha.detach().clone()
             adam.step()
             losses.append(loss.detach())
             objectives.append(wrong.detach())
@@ -308,12 +315,13 @@ class InformationBottleneck(nn.Module):
             "bits": torch.stack(bits),
         }
         check_finite("the objective", history["objective"])
-        return (last if self.official_timing else alpha.detach()), history
+        return alpha.detach(), history
 
     def _result(
         self, site: Restricted, alpha: Tensor, history: dict[str, Tensor], reduce: Reduce
     ) -> Attribution:
-        capacity = site.capacity(*site.masks(alpha))
+        mask, share = site.masks(alpha)
+        capacity = site.capacity(mask, share)
         check_finite("the capacity", capacity)
         per_pixel = reduce == "bits_per_pixel"
         return Attribution(
@@ -321,6 +329,7 @@ class InformationBottleneck(nn.Module):
             total_bits=site.bits(capacity),
             method=METHOD.name,
             capacity=capacity,
+            mask=mask,
             history=history,
             layer=self._layer.name if self._layer else "",
             channel_axis=-1 if site.layout.kind == "tokens" else 1,
@@ -363,6 +372,7 @@ def _join(parts: Sequence[Attribution]) -> Attribution:
         map=torch.cat([part.map for part in parts]),
         total_bits=torch.cat([part.total_bits for part in parts]),
         capacity=torch.cat([part.capacity for part in parts if part.capacity is not None]),
+        mask=torch.cat([part.mask for part in parts if part.mask is not None]),
         history={
             name: torch.cat([part.history[name] for part in parts], dim=1)
             for name in parts[0].history

@@ -7,6 +7,10 @@ HiResCAM: R. L. Draelos, L. Carin, 2020, arXiv:2011.08891. LayerCAM: P.-T. Jiang
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final
+
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +27,7 @@ from addis.explain._layers import (
     with_first_tensor,
 )
 
-__all__ = ["gradcam", "guided_gradcam", "hirescam", "layercam"]
+__all__ = ["CAMS", "gradcam", "guided_gradcam", "hirescam", "layercam"]
 
 
 def gradcam(model: nn.Module, x: Tensor, target: Target, layer: str | nn.Module = "last") -> Tensor:
@@ -113,3 +117,16 @@ def _at_layer(model: nn.Module, layer: Layer, x: Tensor, target: Target) -> tupl
 
 def _to_image(maps: Tensor, x: Tensor) -> Tensor:
     return resize_to(maps, tuple(x.shape[2:]))
+
+
+CAMS: Final[Mapping[str, Callable[[nn.Module, Tensor, Target, str | nn.Module], Tensor]]] = (
+    MappingProxyType(
+        {
+            "gradcam": gradcam,
+            "guided_gradcam": guided_gradcam,
+            "hirescam": hirescam,
+            "layercam": layercam,
+        }
+    )
+)
+"""The methods that read a layer, by name."""

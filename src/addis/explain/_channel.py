@@ -145,8 +145,11 @@ class Prior:
         """Information of each cell in nats, ``(N, ...)``; ``mask`` lambda and ``share`` 1 -
         lambda.
         """
-        r = (features - self.mean) / torch.where(self.active, self.std, 1)
-        return torch.where(self.active, capacity_nats(r, mask, share), 0)
+        return capacity_nats(self.normalised(features), mask, share) * self.active
+
+    def normalised(self, features: Tensor) -> Tensor:
+        """Features less their mean, over their standard deviation; 0 in an inactive cell."""
+        return (features - self.mean) * self.active / torch.where(self.active, self.std, 1)
 
 
 def capacity_nats(r: Tensor, mask: Tensor, share: Tensor) -> Tensor:

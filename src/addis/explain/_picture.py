@@ -118,7 +118,7 @@ def _png(picture: np.ndarray, attribution: Attribution, index: int, title: str) 
     norm = Normalize(-top if signed else 0.0, top)
     colours = colormaps["RdBu_r" if signed else "inferno"]
     tinted = colours(norm(values))
-    tinted[..., 3] = 0.25 + 0.6 * np.abs(values) / top
+    tinted[..., 3] = 0.85 * np.sqrt(np.abs(values) / top)  # what carries nothing shows the photo
     over.imshow(tinted, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
     for axes in (plain, over):
         axes.set_axis_off()

@@ -2,9 +2,9 @@
 
 The model is traced with ``torch.fx``. What depends on the layer's output is the suffix; the other
 values that the suffix reads (a shortcut round the layer, say) are computed once and kept. If the
-trace fails, or its suffix does not give the model's own output on the batch at hand, the whole
-model runs instead: without gradients up to the layer, where the new features are put in, and with
-    them from there. ``Split.how`` says which.
+trace fails, or its suffix does not give the model's own output (checked at the first batch of each
+input size), the whole model runs instead: without gradients up to the layer, where the new features
+are put in, and with them from there. ``Split.how`` says which.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Splitter:
     ) -> None:
         self._model, self._layer, self._own_head = model, layer, head
         self._suffix = None if head is not None else _trace(model, layer)
+        self._checked: dict[tuple[torch.Size, torch.dtype, torch.device], bool] = {}
 
     def __call__(self, x: Tensor, repeats: int) -> Split:
         """Cuts at a batch ``x`` of ``(N, ...)``, each image with ``repeats`` rows in the head.
@@ -72,7 +73,11 @@ class Splitter:
             return Split(features, output, self._own_head, "head")
         if self._suffix is not None:
             suffix = self._suffix.head(x, repeats)
-            if suffix is not None and self._suffix.agrees(x, features, output, min(repeats, 2)):
+            kind = (x.shape[1:], x.dtype, x.device)
+            if suffix is not None and kind not in self._checked:
+                checked = self._suffix.agrees(x, features, output, min(repeats, 2))
+                self._checked[kind] = checked
+            if suffix is not None and self._checked[kind]:
                 return Split(features, output, suffix, "suffix")
         entry = _ReEntry(self._model, self._layer, x.repeat_interleave(repeats, dim=0))
         return Split(features, output, entry, "re-entry")
