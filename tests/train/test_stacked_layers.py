@@ -95,8 +95,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     ),
     "random": lambda: nn.Sequential(
         nn.Dropout(0.3), nn.Conv2d(3, 4, 3), nn.Dropout(0.2), nn.ReLU(), nn.Dropout2d(0.4),
-        nn.Flatten(), nn.Dropout(0.5, inplace=True), nn.Linear(144, 5), nn.Dropout(1.0),
+        nn.Flatten(), nn.Dropout(0.5, inplace=True), nn.Linear(144, 5), nn.Dropout(0.1),
     ),
+    "all dropped": lambda: on_images(nn.Conv2d(3, 4, 3), nn.Dropout(1.0), channels=4),
     "mlp": lambda: nn.Sequential(
         nn.Flatten(), nn.Linear(192, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 6, bias=False),
         nn.LayerNorm(6), nn.Identity(), nn.Linear(6, 5),
@@ -190,6 +191,7 @@ class Attention(nn.Module):
         (Do(lambda m, x: x.cumsum(1)), "method 'cumsum'"),
         (Do(lambda m, x: x if x.sum() > 0 else -x), "could not be traced"),
         (nn.Sequential(nn.BatchNorm2d(3, momentum=None)), "momentum=None"),
+        (nn.Sequential(nn.MaxPool2d(2, return_indices=True)), "returns indices"),
     ],
 )
 def test_model_without_a_grouped_form_is_refused_by_layer(model: nn.Module, message: str) -> None:

@@ -77,7 +77,7 @@ class Grouped:
             if x.dim() == 4:
                 x = x.contiguous(memory_format=self._format)
             return Value("shared", x)
-        if x.dim() == 3:
+        if x.dim() <= 3:
             return Value("rows", x)
         if x.dim() == 5 and self._format is torch.channels_last:
             e, n, c, h, w = x.shape

@@ -125,6 +125,8 @@ def _missing(model: nn.Module, node: fx.Node) -> str | None:
         layer = model.get_submodule(str(node.target))
         if type(layer) not in LAYERS:
             return f"layer {node.target!r} ({type(layer).__name__}) has no grouped form"
+        if getattr(layer, "return_indices", False):
+            return f"layer {node.target!r} ({type(layer).__name__}) returns indices"
     elif node.op == "call_function" and node.target not in FUNCTIONS:
         name = getattr(node.target, "__name__", node.target)
         return f"function {name!r} ({node.name} in forward) has no grouped form"
