@@ -72,6 +72,11 @@ def kept_relu(m: Any, x: Tensor) -> Tensor:
     return m.last(F.max_pool2d(z, 2).mean((2, 3)) + y.mean((2, 3)) + z.mean((2, 3)))
 
 
+def read_twice(m: Any, x: Tensor) -> Tensor:
+    y = F.relu(m.norm(m.conv(x)))
+    return m.last(F.max_pool2d(y, 2).mean((2, 3)) + y.mean((2, 3)))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "bias": lambda: on_images(nn.Conv2d(3, 4, 3), nn.Tanh(), channels=4),
     "groups": lambda: on_images(
@@ -90,7 +95,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         nn.BatchNorm2d(4, track_running_stats=False), nn.GroupNorm(2, 4), channels=4,
     ),
     "pools": lambda: on_images(
-        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2),
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(4, 4, 1),
+        nn.ReLU(), nn.AvgPool2d(2),
         nn.Upsample(scale_factor=2), nn.ZeroPad2d(1), nn.AdaptiveMaxPool2d(2), channels=4,
     ),
     "random": lambda: nn.Sequential(
@@ -112,6 +118,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "gated": lambda: Do(gated, conv=nn.Conv2d(3, 3, 1), last=nn.Linear(192, 5)),
     "kept relu": lambda: Do(
         kept_relu, conv=nn.Conv2d(3, 3, 3), norm=nn.BatchNorm2d(3), last=nn.Linear(3, 5)
+    ),
+    "relu read twice": lambda: Do(
+        read_twice, conv=nn.Conv2d(3, 3, 3), norm=nn.BatchNorm2d(3), last=nn.Linear(3, 5)
     ),
     "nothing to train on maps": lambda: nn.Sequential(nn.MaxPool2d(2), nn.ReLU(), *head(3)),
 }  # fmt: skip
