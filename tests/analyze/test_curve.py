@@ -25,6 +25,13 @@ def test_at_takes_one_value_and_none_means_no_limit(curve):
     assert line.failures == curve.failures
 
 
+def test_one_seed_beyond_all_bounds_does_not_move_the_median():
+    runs = np.array([[0.1, 0.2, 1e9], [0.3, math.nan, 0.5]])
+    grid = {"p": np.array([1.0, 2.0])}
+    curve = Curve(axis="p", grid=grid, seeds=(0, 1, 2), metrics={"test_loss": runs})
+    assert curve.median("test_loss").tolist() == [0.2, 0.4]
+
+
 def test_lines_go_through_the_other_settings_in_order(curve):
     firsts = [float(line.runs("test_error")[0, 0]) for line in curve.lines()]
     assert firsts == [0, 2, 4, 6]

@@ -28,6 +28,13 @@ def test_fourier_features_approach_the_gaussian_kernel():
     assert torch.allclose(phi @ phi.T, kernel, atol=0.01)
 
 
+def test_fourier_phases_are_uniform_over_a_whole_turn():
+    bias = random_features(X, 20_000, kind="fourier", generator=generator()).bias
+    counts = torch.histc(bias, 4, 0.0, 2 * math.pi)
+    assert int(counts.sum()) == 20_000
+    assert float((counts - 5000).abs().max()) < 4 * math.sqrt(20_000 * 0.25 * 0.75)
+
+
 @pytest.mark.parametrize("kind", ["relu", "fourier", "erf"])
 def test_the_first_features_do_not_depend_on_how_many_follow(kind):
     narrow = random_features(X, 7, kind=kind, generator=generator())

@@ -116,16 +116,22 @@ def test_features_in_blocks_equal_them_at_once(monkeypatch):
 
 def test_an_ensemble_averages_predictions_of_models_on_one_sample():
     members, seed, p = 3, 0, 40
-    found = rf_curve(*TRAIN, *TEST, p=(p,), n=(20,), noise=(0.3,), seeds=1, members=members)
+    found = rf_curve(
+        *TRAIN, *TEST, p=(p,), n=(20,), noise=(0.3,), ridge=(0.05,), seeds=1, members=members
+    )
     labels = noisy_labels(TRAIN[1], 0.3, num_classes=4, seed=seed)
     sample = nested_sample(50, 20, seed)
     mean = torch.zeros(25, 4, dtype=torch.float64)
+    fitted = torch.zeros(20, 4, dtype=torch.float64)
     for member in range(members):
         layer = random_features(TRAIN[0], p, generator=stream(seed, f"features {member}"))
-        fit = oracles.ridge(layer(TRAIN[0][sample]), one_hot(labels[sample]), 0.0)
+        fit = oracles.ridge(layer(TRAIN[0][sample]), one_hot(labels[sample]), 0.05)
         mean += layer(TEST[0]) @ fit / members
+        fitted += layer(TRAIN[0][sample]) @ fit / members
     loss = float((mean - one_hot(TEST[1])).square().sum(1).mean())
     assert found.median("test_loss")[0] == pytest.approx(loss, rel=1e-8)
+    loss = float((fitted - one_hot(labels[sample])).square().sum(1).mean())
+    assert found.median("train_loss")[0] == pytest.approx(loss, rel=1e-8)
     assert math.isnan(found.median("parameters_test")[0])
 
 
