@@ -460,3 +460,14 @@ def test_state_of_another_stack_is_refused() -> None:
         trainer.load_state_dict(
             StackedTrainer(seeded(cnn, SEEDS), lr=0.1, backend="loop").state_dict()
         )
+
+
+def test_seeded_models_are_those_after_manual_seed() -> None:
+    state = torch.get_rng_state()
+    models = seeded(cnn, SEEDS)
+    assert torch.equal(torch.get_rng_state(), state)
+    for seed, model in zip(SEEDS, models, strict=True):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            assert same(model, cnn())
+    assert not same(models[0], models[1])
