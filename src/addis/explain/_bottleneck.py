@@ -304,7 +304,8 @@ class InformationBottleneck(nn.Module):
                 capacity = site.capacity(mask, share)
                 wrong = objective(site.run(mask, noise.draw()))
                 loss = wrong + self.beta * capacity.flatten(1).mean(dim=1)
-            (alpha.grad,) = torch.autograd.grad(loss.sum(), alpha)
+                (grad,) = torch.autograd.grad(loss.sum(), alpha)
+            alpha.grad = grad.contiguous()  # the fused update reads it in the order of alpha
             adam.step()
             losses.append(loss.detach())
             objectives.append(wrong.detach())

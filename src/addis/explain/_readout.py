@@ -252,7 +252,8 @@ class ReadoutBottleneck(nn.Module):
             else:
                 normal = F.interpolate(normal, size=grid, mode="bilinear", align_corners=True)
             read.append(normal)
-        alpha: Tensor = self.net(torch.cat(read, dim=1))
+        with torch.autocast(read[0].device.type, enabled=False):
+            alpha: Tensor = self.net(torch.cat(read, dim=1))
         return alpha.clamp(-_BOUND, _BOUND)
 
     @property

@@ -59,7 +59,9 @@ class Restricted:
         """
         if not self.matrices:
             return mask
-        return self.layout.cells(blur(self.layout.grid(mask), self.matrices), like=mask)
+        with torch.autocast(mask.device.type, enabled=False):
+            grid = blur(self.layout.grid(mask), self.matrices)
+        return self.layout.cells(grid, like=mask)
 
     def run(self, mask: Tensor, noise: Tensor) -> Any:
         """The model's output with the restricted features, rows of one image together."""
@@ -114,7 +116,7 @@ def restrict(
             "estimate them again at this input size, or use stats.resize"
         )
     precise = torch.promote_types(split.features.dtype, torch.float32)
-    features = split.features.to(precise)
+    features = split.features.to(precise).contiguous()
     prior = stats.gaussian(min_std=min_std, active_threshold=active_threshold, like=features)
     if clamp:
         prior = Prior(prior.mean, prior.std, prior.active, clamp=True)

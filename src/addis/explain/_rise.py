@@ -58,36 +58,43 @@ def rise(
             f"{masks}, {cells}, {batch_size} and {keep}"
         )
     generator = torch.Generator().manual_seed(seed)
+    grids = torch.rand(masks, cells + 1, cells + 1, generator=generator) < keep
+    shifts = torch.rand(masks, 2, generator=generator)
     total = torch.zeros((len(x), *x.shape[2:]), dtype=x.dtype, device=x.device)
-    per_pass = max(batch_size // len(x), 1)
+    step = max(batch_size // len(x), 1)
     with undisturbed(model) as inner, torch.no_grad():
         classes = as_targets(target, class_scores(inner(x)))
-        for start in range(0, masks, per_pass):
-            count = min(per_pass, masks - start)
-            mask = _masks(count, cells, keep, tuple(x.shape[2:]), generator).to(x)
+        for grid, shift in zip(
+            torch.split(grids.float(), step), torch.split(shifts, step), strict=True
+        ):
+            mask = _masks(grid, shift, tuple(x.shape[2:])).to(x)
             seen = (x[:, None] * mask[None, :, None]).flatten(0, 1)
             chances = class_scores(inner(seen)).softmax(dim=1)
-            wanted = classes.repeat_interleave(count)[:, None]
-            weights = chances.gather(1, wanted).view(len(x), count).to(x.dtype)
+            wanted = classes.repeat_interleave(len(mask))[:, None]
+            weights = chances.gather(1, wanted).view(len(x), -1).to(x.dtype)
             total += torch.einsum("nm,mhw->nhw", weights, mask)
     return total / (masks * keep)
 
 
-def _masks(
-    count: int, cells: int, keep: float, size: tuple[int, ...], generator: torch.Generator
-) -> Tensor:
-    """Coarse binary grids, enlarged linearly and shifted by a random part of a cell, ``(count, H,
-    W)``.
+def _masks(grids: Tensor, shifts: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Coarse binary grids, enlarged linearly and shifted by a part of a cell, ``(M, H, W)``.
+
+    Args:
+        grids: ``(M, cells + 1, cells + 1)``.
+        shifts: ``(M, 2)``, each part of a cell in ``[0, 1)``.
+        size: ``(H, W)``.
     """
-    grid = (torch.rand(count, 1, cells + 1, cells + 1, generator=generator) < keep).float()
-    cell = [-(-side // cells) for side in size]
+    cell = [-(-side // (grids.shape[-1] - 1)) for side in size]
     large = F.interpolate(
-        grid, size=[(cells + 1) * side for side in cell], mode="bilinear", align_corners=False
+        grids[:, None],
+        size=[grids.shape[-1] * side for side in cell],
+        mode="bilinear",
+        align_corners=False,
     )[:, 0]
-    shifts = [torch.randint(side, (count,), generator=generator).tolist() for side in cell]
+    corners = (shifts * torch.tensor(cell)).long().tolist()
     return torch.stack(
         [
-            large[i, top : top + size[0], left : left + size[1]]
-            for i, (top, left) in enumerate(zip(*shifts, strict=True))
+            mask[top : top + size[0], left : left + size[1]]
+            for mask, (top, left) in zip(large, corners, strict=True)
         ]
     )

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from addis.commands.explain import explain
+
+pytestmark = pytest.mark.filterwarnings("ignore:the statistics rest on")
+
+
+def factory() -> torch.nn.Module:
+    """A small untrained classifier of three classes, of several stages."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, 2, 1), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3, 2, 1),
+        torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 3),
+    )  # fmt: skip
+
+
+MODEL = "tests.commands.test_explain:factory"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.jpg", "c.webp", "photo.jpg"):
+        size = (50, 70, 3) if name == "photo.jpg" else (40, 40, 3)
+        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(tmp_path / name)
+    return tmp_path
+
+
+def run(folder: Path, photo: str = "photo.jpg", **options) -> None:
+    settings = {"model": MODEL, "size": 32, "calibration": folder, "out": folder / "o.png"}
+    explain(folder / photo, **{**settings, **options})
+
+
+def test_a_picture_is_written_and_the_choices_are_told(folder, capsys):
+    run(folder)
+    said = capsys.readouterr().out
+    assert Image.open(folder / "o.png").width > 300
+    assert "the predicted class: no --target was given" in said
+    assert "middle stage" in said
+    assert "4 images of" in said
+    assert "rough" in said
+    assert "bits pass" in said
+    assert f"wrote {folder / 'o.png'}" in said
+
+
+def test_a_named_target_is_explained_beside_the_predicted(folder, capsys):
+    run(folder)
+    predicted = int(capsys.readouterr().out.split("class ")[1].split(",")[0])
+    run(folder, target=str((predicted + 1) % 3))
+    said = capsys.readouterr().out
+    assert f"class {(predicted + 1) % 3}," in said
+    assert f"predicted is {predicted}" in said
+    assert "no --target" not in said
+
+
+def test_statistics_are_written_once_and_read_again(folder, capsys):
+    stats = folder / "stats.safetensors"
+    run(folder, stats=stats, layer="1")
+    assert f"written to {stats}" in capsys.readouterr().out
+    first = (folder / "o.png").read_bytes()
+    run(folder, stats=stats, layer="1", calibration=None)
+    assert f"statistics read from {stats}" in capsys.readouterr().out
+    assert (folder / "o.png").read_bytes() == first
+
+
+@pytest.mark.parametrize("method", ["gradcam", "saliency"])
+def test_baselines_are_drawn_without_a_unit(folder, capsys, method):
+    run(folder, method=method, calibration=None)
+    assert "without a unit" in capsys.readouterr().out
+
+
+def test_a_layer_can_be_named_for_cams_only(folder):
+    run(folder, method="gradcam", layer="1")
+    with pytest.raises(ValueError, match="reads the input"):
+        run(folder, method="saliency", layer="1")
+
+
+def test_files_that_are_no_photos_are_refused(folder):
+    (folder / "note.txt").write_text("hello")
+    with pytest.raises(ValueError, match=r"note\.txt is not an image"):
+        run(folder, "note.txt")
+    with pytest.raises(FileNotFoundError, match="no file"):
+        run(folder, "missing.jpg")
+    whole = (folder / "photo.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="damaged"):
+        run(folder, "cut.jpg")
+
+
+def test_a_decompression_bomb_is_refused(folder, monkeypatch):
+    for limit in (3000, 1000):  # 3500 pixels: over the limit, and over twice the limit
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(ValueError, match=f"more than the {limit} pixels"):
+            run(folder)
+
+
+def test_arguments_that_do_not_fit_are_named(folder, tmp_path_factory):
+    with pytest.raises(ValueError, match="method must be iba or one of"):
+        run(folder, method="magic")
+    with pytest.raises(ValueError, match=r"target must lie in \[0, 2\]"):
+        run(folder, target="3")
+    with pytest.raises(ValueError, match="classes have no names"):
+        run(folder, target="cat")
+    with pytest.raises(ValueError, match="closest names"):
+        run(folder, layer="nowhere")
+    with pytest.raises(ValueError, match="holds 0 images"):
+        run(folder, calibration=tmp_path_factory.mktemp("empty"))
+
+
+@pytest.mark.data
+def test_the_photos_at_hand_are_explained_by_squeezenet(addis_data, tmp_path, capsys):
+    from addis import data
+
+    photos = data.load("imagenet_samples")
+    stats = tmp_path / "stats.safetensors"
+    path = tmp_path / "photo.png"
+    Image.fromarray(photos[17][0].permute(1, 2, 0).numpy()).save(path)
+    few = tmp_path / "few"
+    few.mkdir()
+    for index in range(6):
+        image = Image.fromarray(photos[index * 30][0].permute(1, 2, 0).numpy())
+        image.save(few / f"{index}.png")
+    explain(path, calibration=few, stats=stats, out=tmp_path / "o.png", target="Quail")
+    said = capsys.readouterr().out
+    assert "class quail (85)" in said
+    assert "features.10" in said
+    with pytest.raises(ValueError, match=r"did you mean .*'quail'"):
+        explain(path, stats=stats, out=tmp_path / "o.png", target="quial")
