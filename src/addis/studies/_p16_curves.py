@@ -8,9 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from addis.analyze import Curve, Failure, Interval, Verdict, double_descent_verdict
+from addis.analyze import (
+    Curve,
+    Failure,
+    Interval,
+    Verdict,
+    double_descent_verdict,
+    interpolation_threshold,
+)
 
-__all__ = ["Curves", "deep_curve", "largest_rise", "of_trial"]
+__all__ = ["Curves", "deep_curve", "largest_rise", "of_trial", "summary_row"]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -154,6 +161,7 @@ def summary_row(name: str, curve: Curve) -> dict[str, Any]:
         "right end": f"{verdict.end.error:.3f}",
         "height": str(verdict.height or ""),
         "threshold, error 0.1": text(thresholds.get("error")),
+        "threshold, error 0.01": text(interpolation_threshold(curve, 0.01)),
         "threshold, loss 0": text(thresholds.get("loss")),
         "verdict": verdict.outcome,
     }
