@@ -119,7 +119,7 @@ def _conjugate_gradients(
     tiny = torch.finfo(found.dtype).tiny
     for _ in range(most):
         if bool((residual.abs() <= limit).all()):
-            # The recursion's residual shrinks for ever; only the equations say how good the values are.
+            # The recursion's residual shrinks for ever; the equations say how good the values are.
             residual = target - system.apply(found)
             if bool((residual.abs() <= limit).all()):
                 return found
@@ -134,7 +134,7 @@ def _conjugate_gradients(
         residual = residual - rate * image
         before = energy.clamp_min(tiny)
     raise RuntimeError(
-        f"noisy linear imputation did not reach its tolerance in {most} iterations of {found.dtype}; "
+        f"noisy linear imputation did not reach its tolerance in {most} steps of {found.dtype}; "
         "raise tolerance or use a wider dtype"
     )
 

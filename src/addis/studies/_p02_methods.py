@@ -1,0 +1,111 @@
+"""The methods that study 02 compares, each as ``explain(model, x, target) -> (N, H, W)``."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from addis import data, explain
+from addis.studies._p02_scenes import Scene
+
+__all__ = ["BETAS", "Bottleneck", "Explain", "explainers", "readout"]
+
+Explain = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+BETAS = (1, 10, 100)
+"""The paper's 1/k, 10/k and 100/k."""
+
+
+class Bottleneck:
+    """Per-sample bottleneck with the paper's settings.
+
+    Statistics belong to a model and a size of input: they are estimated again for each model that
+    it is asked to explain, from images that do not change.
+
+    Args:
+        layer: Name of the layer to restrict.
+        calibration: Images for the statistics ``(M, C, H, W)``.
+        beta: Weight of the information.
+        seed: Seed of the noise.
+    """
+
+    def __init__(self, layer: str, calibration: Tensor, beta: float, seed: int = 0) -> None:
+        self.layer, self.calibration, self.beta, self.seed = layer, calibration, beta, seed
+        self._fitted: tuple[nn.Module, explain.InformationBottleneck] | None = None
+        self._weights: list[Tensor] = []
+
+    def on(self, model: nn.Module) -> explain.InformationBottleneck:
+        """The bottleneck of ``model``, with statistics of the weights that it has now."""
+        weights = [p.detach() for p in model.parameters()]
+        same = self._fitted is not None and self._fitted[0] is model
+        if not same or any(
+            not torch.equal(a, b) for a, b in zip(weights, self._weights, strict=True)
+        ):
+            iba = explain.InformationBottleneck(model, self.layer, beta=self.beta, seed=self.seed)
+            batches = torch.split(self.calibration, 100)
+            iba.stats = explain.BottleneckStats.estimate(model, self.layer, batches)
+            self._fitted, self._weights = (model, iba), [w.clone() for w in weights]
+        assert self._fitted is not None
+        return self._fitted[1]
+
+    def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> explain.Attribution:
+        """The maps with their bits."""
+        return self.on(model).attribute(x, target)
+
+    def __call__(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        return self.attribute(model, x, target).map
+
+
+def explainers(scene: Scene, seed: int) -> dict[str, Explain]:
+    """Every method of the tables that fits any model; those that draw at random draw from ``seed``.
+
+    LRP is among them where zennit is installed. RISE is not: its thousands of masks an image do not
+    fit the study's time. Large patches overlap by half on small images.
+    """
+    found: dict[str, Explain] = {
+        "random": partial(explain.random_map, seed=seed),
+        "saliency": explain.saliency,
+        "blurred saliency": explain.blurred_saliency,
+        "gradient x input": explain.gradient_x_input,
+        "smoothgrad": partial(explain.smoothgrad, seed=seed),
+        "integrated gradients": explain.integrated_gradients,
+        "guided backprop": explain.guided_backprop,
+        "grad-cam": partial(explain.gradcam, layer=scene.last),
+        "grad-cam same layer": partial(explain.gradcam, layer=scene.layer),
+        "hirescam same layer": partial(explain.hirescam, layer=scene.layer),
+        "layercam same layer": partial(explain.layercam, layer=scene.layer),
+        "guided grad-cam": partial(explain.guided_gradcam, layer=scene.last),
+    }
+    small, large = scene.patches
+    found[f"occlusion {small}"] = partial(explain.occlusion, patch=small)
+    found[f"occlusion {large}"] = partial(
+        explain.occlusion, patch=large, stride=large // 2 if large < 14 else large
+    )
+    if importlib.util.find_spec("zennit"):
+        found["lrp"] = explain.lrp
+    for beta in BETAS:
+        found[f"iba {beta}"] = Bottleneck(scene.layer, scene.calibration, beta, seed)
+    for name, layer in scene.others:
+        found[f"iba 10 {name}"] = Bottleneck(layer, scene.calibration, 10, seed)
+    return found
+
+
+def readout(scene: Scene, seed: int, *, images: int = 5000, epochs: int = 3) -> Explain:
+    """A readout bottleneck at ``layer1`` that reads ``layer1`` to ``layer3`` and the classifier.
+
+    The paper trains for 10 to 20 epochs of a million images with a step of 1e-5; here are
+    ``images`` images, and the step is 1e-3.
+    """
+    layers = ["layer1", "layer2", "layer3", "linear"]
+    stats = explain.ReadoutBottleneck.estimate(
+        scene.model, "layer1", layers, torch.split(scene.calibration[:2000], 100)
+    )
+    bottleneck = explain.ReadoutBottleneck(scene.model, "layer1", layers, stats, seed=seed)
+    learn = data.load("cifar10", "train")
+    loader = data.Batches((scene.calibration[:images], learn.targets[:images]), 50, seed=seed)
+    bottleneck.fit(loader, epochs=epochs, lr=1e-3, seed=seed)
+    return lambda model, x, target: bottleneck.attribute(x).map

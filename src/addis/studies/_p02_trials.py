@@ -1,0 +1,334 @@
+"""The trials of study 02: each makes the maps of one or all methods and asks every metric of them.
+
+Results are named ``METHOD/METRIC``; a metric is an array over images unless it says otherwise:
+``bbox``, ``grid``, ``inside`` (share of the relevance near the mark), ``degradation T`` and
+``road T`` (normalised LeRF - MoRF with tiles of T pixels, mean and noisy linear fill),
+``sensitivity`` (n = 10 % of the tiles, an image's correlation), ``sensitivity pooled`` (a number),
+``bits``, ``kept`` and ``left`` (class probability), ``spearman``, ``ssim`` and ``pearson``
+``(L, N)``, ``x T``, ``morf T`` and ``lerf T`` ``(S,)``, ``maps`` and ``ms``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from addis import explain
+from addis.studies._p02_methods import Bottleneck, Explain, explainers, readout
+from addis.studies._p02_scenes import Scene, Skipped, cifar, digits, photos, watermark
+from addis.study._study import Value
+
+__all__ = [
+    "Cascade", "Digits", "Masked", "Methods", "Watermark", "cascade", "digits_table", "masked",
+    "methods_of", "table", "watermark_table",
+]  # fmt: skip
+
+SHOWN = 4
+"""Images whose maps are kept for the figure."""
+NEAR = 6
+"""Pixels about the mark that count as near it: the restricted layer sees 4 to each side, and its
+mask is blurred by a kernel that reaches 2 further.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digits:
+    """Digits on noise: training, then every method."""
+
+    seed: int
+    images: int = 40
+    epochs: int = 10
+    tile: int = 4
+    steps: int = 12
+    road_steps: int = 6
+    cascaded: int = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Methods:
+    """One method on one pretrained net: ``scene`` is the name of the model."""
+
+    scene: str
+    method: str
+    images: int
+    tiles: tuple[int, ...]
+    steps: int = 100
+    road: tuple[int, ...] = ()
+    road_steps: int = 20
+    subsets: int = 100
+    mosaics: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Masked:
+    """What all methods' most relevant positions keep of the class, on one pretrained net."""
+
+    scene: str
+    images: int
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cascade:
+    """Cascading randomisation of one pretrained ResNet for one method."""
+
+    scene: str
+    method: str
+    images: int
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watermark:
+    """Fashion-MNIST whose label is a planted mark, every method."""
+
+    seed: int
+    images: int = 60
+
+
+def digits_table(args: Digits) -> Mapping[str, Value]:
+    """Every measure of every method on digits with a net of their own."""
+    scene = digits(args.seed, images=args.images, epochs=args.epochs)
+    found: dict[str, Value] = {"scene": "digits", "accuracy": scene.accuracy}
+    assert scene.boxes is not None
+    _, _, h, w = scene.x.shape
+    area = (scene.boxes[:, 2:] - scene.boxes[:, :2]).prod(1) / (h * w)
+    found["area"] = float(area.double().mean())
+    found["pictures"] = scene.pictures[:SHOWN].numpy()
+    drops = _drops(scene, args.tile, 50, args.seed)
+    maps: dict[str, Tensor] = {}
+    for name, method in explainers(scene, args.seed).items():
+        maps[name], measures = _timed(scene, method)
+        measures["bbox"] = explain.bbox_ratio(maps[name], scene.boxes).numpy()
+        measures |= _degradation(scene, maps[name], (args.tile,), args.steps, args.seed, "mean")
+        measures |= _degradation(
+            scene, maps[name], (args.tile,), args.road_steps, args.seed, "noisy_linear"
+        )
+        measures |= _sensitivity(drops, maps[name])
+        found |= {f"{name}/{key}": value for key, value in measures.items()}
+    found |= _kept(scene, maps, args.seed)
+    few = slice(args.cascaded)
+    for name in ("saliency", "blurred saliency", "grad-cam", "guided backprop", "iba 10"):
+        method = explainers(scene, args.seed)[name]
+        found |= _cascade(scene, name, method, few, None, args.seed)
+    return found
+
+
+def table(args: Methods) -> Mapping[str, Value]:
+    """Every measure of one method on one pretrained net."""
+    try:
+        scene = _scene(args.scene, args.images)
+    except Skipped as reason:
+        return {"skipped": str(reason)}
+    found: dict[str, Value] = {"accuracy": scene.accuracy}
+    if args.method == "random":
+        found["pictures"] = _small(scene.pictures[:SHOWN])
+    method = _method(scene, args.method, args.seed)
+    maps, measures = _timed(scene, method)
+    measures |= _degradation(scene, maps, args.tiles, args.steps, args.seed, "mean")
+    measures |= _degradation(scene, maps, args.road, args.road_steps, args.seed, "noisy_linear")
+    drops = _drops(scene, args.tiles[0], args.subsets, args.seed)
+    measures |= _sensitivity(drops, maps)
+    if args.mosaics and args.method != "iba readout":  # it is trained at one size of input
+        measures["grid"] = _grid(scene, args.method, args.mosaics, args.seed)
+    return found | {f"{args.method}/{key}": value for key, value in measures.items()}
+
+
+def masked(args: Masked) -> Mapping[str, Value]:
+    """The class probability kept by the positions that each method calls most relevant."""
+    try:
+        scene = _scene(args.scene, args.images)
+    except Skipped as reason:
+        return {"skipped": str(reason)}
+    maps = {
+        name: method(scene.model, scene.x, scene.target)
+        for name, method in explainers(scene, args.seed).items()
+        if name not in ("iba 1", "iba 100", "smoothgrad")
+    }
+    return _kept(scene, maps, args.seed)
+
+
+def cascade(args: Cascade) -> Mapping[str, Value]:
+    """Similarity of a method's maps as the net is randomised block by block from the last layer."""
+    scene = _scene(args.scene, args.images)
+    method = _method(scene, args.method, args.seed)
+    if isinstance(method, Bottleneck):
+        # Its statistics are taken anew for each randomised net; 500 images keep that short.
+        method = Bottleneck(scene.layer, scene.calibration[:500], method.beta, args.seed)
+    blocks = [
+        name
+        for name, module in scene.model.named_modules()
+        if name.count(".") <= 1 and any(True for _ in module.parameters())
+        and name and name not in ("layer1", "layer2", "layer3")
+    ]  # fmt: skip
+    return _cascade(scene, args.method, method, slice(None), blocks, args.seed)
+
+
+def watermark_table(args: Watermark) -> Mapping[str, Value]:
+    """Share of each map's positive relevance that lies near the mark that decides the label."""
+    scene = watermark(args.seed, images=args.images)
+    assert scene.boxes is not None
+    _, _, h, w = scene.x.shape
+    x0, y0, x1, y1 = (scene.boxes[:, i, None] for i in range(4))
+    rows, columns = torch.arange(h), torch.arange(w)
+    down = (rows >= y0 - NEAR) & (rows < y1 + NEAR)
+    across = (columns >= x0 - NEAR) & (columns < x1 + NEAR)
+    near = down[:, :, None] & across[:, None, :]
+    found: dict[str, Value] = {
+        "scene": "watermark", "accuracy": scene.accuracy, "area": float(near.double().mean()),
+        "pictures": scene.pictures[:SHOWN].numpy(),
+    }  # fmt: skip
+    for name, method in explainers(scene, args.seed).items():
+        maps, measures = _timed(scene, method)
+        positive = maps.double().clamp_min(0)
+        share = (positive * near).sum((1, 2)) / positive.sum((1, 2)).clamp_min(1e-300)
+        measures["inside"] = share.numpy()
+        measures["bbox"] = explain.bbox_ratio(maps, scene.boxes).numpy()
+        found |= {f"{name}/{key}": value for key, value in measures.items()}
+    return found
+
+
+def methods_of(scene: str) -> tuple[str, ...]:
+    """Names of the methods that :func:`table` takes for a scene."""
+    patches = (4, 8) if scene.startswith("cifar10") else (14, 28)
+    nothing = torch.empty(0)
+    blank = Scene(
+        torch.nn.Identity(), nothing, nothing, nothing, layer="", last="", patches=patches,
+        pictures=nothing,
+    )  # fmt: skip
+    names = tuple(explainers(blank, 0))
+    if scene.startswith("cifar10"):
+        return (*names, "iba readout") if scene == "cifar10_resnet20" else names
+    # On photos a method takes minutes: three of the cheaper variants are left to CIFAR-10.
+    spared = ("gradient x input", "hirescam same layer", "layercam same layer")
+    return tuple(name for name in names if name not in spared)
+
+
+def _scene(name: str, images: int) -> Scene:
+    return cifar(name, images=images) if name.startswith("cifar10") else photos(name, images=images)
+
+
+def _method(scene: Scene, name: str, seed: int) -> Explain:
+    return readout(scene, seed) if name == "iba readout" else explainers(scene, seed)[name]
+
+
+def _timed(scene: Scene, method: Explain) -> tuple[Tensor, dict[str, Value]]:
+    """Maps of the scene, what they took, and what the figure needs of them."""
+    method(scene.model, scene.x[:2], scene.target[:2])  # statistics, traces, caches
+    start = time.perf_counter()
+    measures: dict[str, Value] = {}
+    if isinstance(method, Bottleneck):
+        attribution = method.attribute(scene.model, scene.x, scene.target)
+        maps = attribution.map
+        measures["bits"] = attribution.total_bits.numpy()
+    else:
+        maps = method(scene.model, scene.x, scene.target)
+    measures["ms"] = (time.perf_counter() - start) * 1e3 / len(scene.x)
+    measures["maps"] = _small(maps[:SHOWN, None])[:, 0]
+    return maps, measures
+
+
+def _small(images: Tensor) -> NDArray[np.float64]:
+    side = min(images.shape[-1], 112)
+    return torch.nn.functional.adaptive_avg_pool2d(images.float(), side).numpy()
+
+
+def _degradation(
+    scene: Scene, maps: Tensor, tiles: tuple[int, ...], steps: int, seed: int, fill: explain.Fill
+) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    for tile in tiles:
+        curve = explain.degradation(
+            scene.model, scene.x, scene.target, maps, tile=tile, steps=steps, fill=fill,
+            generator=torch.Generator().manual_seed(seed),
+        )  # fmt: skip
+        if fill == "noisy_linear":
+            found[f"road {tile}"] = curve.scores.numpy()
+            continue
+        found[f"degradation {tile}"] = curve.scores.numpy()
+        found[f"x {tile}"] = curve.fractions.numpy()
+        found[f"morf {tile}"] = curve.normalised(curve.morf.mean(0)).numpy()
+        found[f"lerf {tile}"] = curve.normalised(curve.lerf.mean(0)).numpy()
+    return found
+
+
+def _drops(scene: Scene, tile: int, subsets: int, seed: int) -> explain.SubsetDrops:
+    """Drops for sets of a tenth of the tiles, the same sets for every method of a seed."""
+    count = explain.Tiling(scene.x.shape[2], scene.x.shape[3], tile).count
+    return explain.subset_drops(
+        scene.model, scene.x, scene.target, tile=tile, ns=[max(1, round(count / 10))],
+        subsets=subsets, generator=torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+
+
+def _sensitivity(drops: explain.SubsetDrops, maps: Tensor) -> dict[str, Value]:
+    return {
+        "sensitivity": drops.per_image(maps)[:, 0].numpy(),
+        "sensitivity pooled": float(drops.pooled(maps)[0]),
+    }
+
+
+def _grid(scene: Scene, name: str, count: int, seed: int) -> NDArray[np.float64]:
+    """Grid pointing on 2x2 mosaics; a bottleneck's statistics are those of mosaics too."""
+    made = explain.mosaics(
+        scene.x, scene.target, count=count, generator=torch.Generator().manual_seed(seed)
+    )
+    cell = torch.arange(count) % 4
+    target = made.targets[torch.arange(count), cell]
+    method = _method(scene, name, seed)
+    if isinstance(method, Bottleneck):
+        parts = scene.calibration[: len(scene.calibration) // 4 * 4]
+        _, c, h, w = parts.shape
+        grids = parts.view(-1, 2, 2, c, h, w).permute(0, 3, 1, 4, 2, 5).reshape(-1, c, 2 * h, 2 * w)
+        method = Bottleneck(scene.layer, grids, method.beta, seed)
+    maps = method(scene.model, made.images, target)
+    return explain.grid_pointing(maps, cell).numpy()
+
+
+def _kept(scene: Scene, maps: Mapping[str, Tensor], seed: int) -> dict[str, Value]:
+    """Class probability with every position under 1 % of the maximum bits replaced by noise, then
+    with as many positions replaced in the order of each other map.
+    """
+    iba = Bottleneck(scene.layer, scene.calibration, 10, seed)
+    own = maps["iba 10"]
+    bottleneck = iba.on(scene.model)
+    cells = bottleneck.attribute(scene.x, scene.target, reduce="bits_per_cell").map
+    threshold = 0.01 * cells.flatten(1).amax(1)
+    base = explain.masked_prediction(
+        bottleneck, scene.x, scene.target, cells, threshold=threshold, seed=seed
+    )
+    found: dict[str, Value] = {
+        "iba 10/kept": base.sufficient.numpy(),
+        "iba 10/left": base.necessary.numpy(),
+        "kept fraction": float(base.kept.mean()),
+        "full": float(base.full.mean()),
+    }
+    for name, relevance in maps.items():
+        if relevance is own or name.startswith("iba 10 "):
+            continue
+        part = explain.masked_prediction(
+            bottleneck, scene.x, scene.target, relevance, keep=base.kept, seed=seed
+        )
+        found[f"{name}/kept"] = part.sufficient.numpy()
+        found[f"{name}/left"] = part.necessary.numpy()
+    return found
+
+
+def _cascade(
+    scene: Scene, name: str, method: Explain, few: slice, layers: list[str] | None, seed: int
+) -> dict[str, Value]:
+    result = explain.cascade_randomization(
+        scene.model, method, scene.x[few], scene.target[few], layers=layers, seed=seed
+    )
+    return {
+        f"{name}/spearman": result.spearman.numpy(),
+        f"{name}/ssim": result.ssim.numpy(),
+        f"{name}/pearson": result.pearson.numpy(),
+    }
