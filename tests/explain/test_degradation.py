@@ -61,6 +61,14 @@ def test_the_two_orders_share_their_ends():
     assert curve.fractions[-1] == 1
 
 
+def test_the_scale_puts_the_mean_ends_of_the_whole_set_at_one_and_zero():
+    model, (x, target, maps) = net(), batch()
+    curve = degradation(model, x, target, maps, tile=3)
+    ends = curve.normalised(curve.morf[:, [0, -1]].mean(0))
+    assert torch.allclose(ends, torch.tensor([1.0, 0.0], dtype=torch.float64), atol=1e-12)
+    assert not torch.allclose(curve.normalised(curve.morf[0, [0, -1]]), ends, atol=1e-3)
+
+
 def test_a_map_and_its_negation_score_exact_negatives():
     model, (x, target, maps) = net(), batch()
     plus = degradation(model, x, target, maps, tile=3)

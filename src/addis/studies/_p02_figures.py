@@ -24,7 +24,10 @@ SERIES = {
     "occlusion 4": "C4",
     "occlusion 14": "C4",
     "random": "0.6",
+    "grad-cam": "C5",
+    "guided backprop": "C6",
 }
+CASCADE_ONLY = ("grad-cam", "guided backprop")
 SHOWN = (
     "saliency", "blurred saliency", "integrated gradients", "grad-cam", "grad-cam same layer",
     "occlusion 4", "occlusion 14", "iba 1", "iba 10", "iba 100", "iba readout",
@@ -70,6 +73,7 @@ def _canvas(
     panels = list(figure.subplots(1, columns, squeeze=False, **options)[0])
     for axes in panels:
         axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, panels
 
@@ -82,7 +86,7 @@ def _curves(results: Results, settings: list[tuple[str, str]]) -> Figure:
     figure, panels = _canvas(len(settings), sharey=True)
     for axes, (scene, tile) in zip(panels, settings, strict=True):
         for method, colour in SERIES.items():
-            if not results.has(scene, method, f"morf {tile}"):
+            if method in CASCADE_ONLY or not results.has(scene, method, f"morf {tile}"):
                 continue
             x = results.cells(scene, f"{method}/x {tile}")[0]
             for side, style in (("lerf", "-"), ("morf", "--")):

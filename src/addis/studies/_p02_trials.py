@@ -42,8 +42,8 @@ class Digits:
     """Digits on noise: training, then every method."""
 
     seed: int
-    images: int = 40
-    epochs: int = 10
+    images: int = 32
+    epochs: int = 8
     tile: int = 4
     steps: int = 12
     road_steps: int = 6
