@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from addis import train
+from addis.data import Batches
 from addis.train import _checkpoint, schedules
 
 X = torch.randn(22, 5, generator=torch.Generator().manual_seed(0))
@@ -35,23 +36,12 @@ class Jitter(TensorDataset):
         return x + 0.1 * noise, y
 
 
-class Orders:
-    """Batches whose order and noise are a function of the epoch, as those of addis.data."""
+def noise(x: Tensor, generator: torch.Generator) -> Tensor:
+    return x + 0.1 * torch.randn(x.shape, generator=generator)
 
-    def __init__(self) -> None:
-        self.epoch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return 6
-
-    def __iter__(self) -> Iterable[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(self.epoch)
-        self.epoch += 1
-        for index in torch.randperm(22, generator=generator).split(4):
-            yield X[index] + 0.1 * torch.randn(len(index), 5, generator=generator), Y[index]
+def own_loader() -> Batches:
+    return Batches((X, Y), 4, seed=3, transform=noise)
 
 
 def seeded_loader() -> DataLoader[Any]:
@@ -61,7 +51,7 @@ def seeded_loader() -> DataLoader[Any]:
 
 LOADERS: dict[str, Callable[[], Iterable[Any]]] = {
     "list": lambda: list(zip(X.split(4), Y.split(4), strict=True)),
-    "set_epoch": Orders,
+    "batches": own_loader,
     "generator": seeded_loader,
     "global": lambda: DataLoader(Jitter(X, Y), 4, shuffle=True),
 }
@@ -87,7 +77,7 @@ def one_cycle(optimizer: torch.optim.Optimizer) -> LRScheduler:
 class Parts:
     """All that a program builds before it trains: a resumed process builds it anew."""
 
-    loader: Iterable[Any] = field(default_factory=Orders)
+    loader: Iterable[Any] = field(default_factory=own_loader)
     build_optimizer: Callable[[nn.Module], torch.optim.Optimizer] = momentum
     build_scheduler: Callable[[torch.optim.Optimizer], LRScheduler] = cosine
     width: int = 8

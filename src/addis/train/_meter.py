@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Meter", "Reading"]
 
-_BLOCK = 512  # rows that are stacked at a time, so that a long epoch holds few small tensors
+_BLOCK = 512  # batches whose values share one tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,13 @@ class Reading:
 
 
 class Meter:
-    """Sample-weighted means of a step's values, read from the device once an epoch."""
+    """Sample-weighted means of a step's values, read from the device once an epoch.
+
+    The values are copied: a loss may live in memory that the next step of a CUDA graph overwrites.
+    """
 
     def __init__(self) -> None:
         self.names: tuple[str, ...] | None = None
-        self._rows: list[Tensor] = []
         self._blocks: list[Tensor] = []
         self._weights: list[float] = []
 
@@ -53,19 +55,20 @@ class Meter:
             self.names = names
         elif self.names != names:
             raise ValueError(f"step returned {names} after {self.names} earlier in the epoch")
-        # stacking copies: a loss may live in memory that the next step of a CUDA graph overwrites
-        self._rows.append(torch.stack([value.detach() for value in values]))
+        place = len(self._weights) % _BLOCK
+        if place == 0:
+            loss = values[0]
+            wide = torch.float32 if loss.device.type == "mps" else torch.float64
+            self._blocks.append(torch.zeros(_BLOCK, len(names), dtype=wide, device=loss.device))
+        row = [value.detach() for value in values]
+        self._blocks[-1][place].copy_(torch.stack(row) if len(row) > 1 else row[0])
         self._weights.append(weight)
-        if len(self._rows) == _BLOCK:
-            self._blocks.append(torch.stack(self._rows))
-            self._rows.clear()
 
     def read(self, fabric: Fabric) -> Reading:
         """Waits for the device and reads the means; every rank must call it."""
         assert self.names is not None
-        blocks = [*self._blocks, torch.stack(self._rows)] if self._rows else self._blocks
-        values = torch.cat(blocks).to("cpu", torch.float64)  # (batches, names)
         weights = torch.tensor(self._weights, dtype=torch.float64)
+        values = torch.cat(self._blocks)[: len(weights)].to("cpu", torch.float64)  # batches, names
         used = (weights > 0).nonzero().squeeze(1)  # a rank may have had no sample of a batch
         values, weights = values[used], weights[used]
         bad = used[~values[:, 0].isfinite()]
