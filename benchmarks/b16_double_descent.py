@@ -41,6 +41,7 @@ def rows(*, full: bool = False, device: str = "cpu") -> Iterator[Row]:
         yield _tiny()
         for k in (1, 2, 4) if device == "cpu" else (1, 4, 16):
             yield _stacked(k, device)
+        yield _stacked(4, device, channels=1)
         if device == "cpu":
             yield absent(
                 "stacked training of 8 copies, cnn5", "one by one", "needs a GPU",
@@ -131,18 +132,19 @@ def _tiny() -> Row:
     )  # fmt: skip
 
 
-def _stacked(k: int, device: str, copies: int = 8) -> Row:
+def _stacked(k: int, device: str, *, channels: int = 3, copies: int = 8) -> Row:
     """A step of eight copies against a step of each of eight nets, batch 128, 16x16, each its own
-    data; the loop in the memory format that is faster for it.
+    data; the loop in the memory format that is faster for it. One channel, as in the study's small
+    scale, only informs: the spec's bar is for the net on colour images.
     """
-    x = torch.rand(copies, 128, 1, 16, 16, device=device)
+    x = torch.rand(copies, 128, channels, 16, 16, device=device)
     y = torch.randint(10, (copies, 128), device=device)
-    net = partial(models.cnn5, k, 10, 1)
+    net = partial(models.cnn5, k, 10, channels)
     seeds = list(range(copies))
     stacked = StackedTrainer(net, seeds=seeds, lr=0.1, device=device)
 
     def loop(layout: torch.memory_format) -> Callable[[], None]:
-        nets = [models.cnn5(k, 10, 1).to(device).to(memory_format=layout) for _ in seeds]
+        nets = [models.cnn5(k, 10, channels).to(device).to(memory_format=layout) for _ in seeds]
         optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in nets]
         batches = [each.contiguous(memory_format=layout) for each in x]
 
@@ -161,10 +163,11 @@ def _stacked(k: int, device: str, copies: int = 8) -> Row:
     )
     best = min(theirs)
     number = copies * 128
+    bar = 0.5 if device == "cpu" else 0.1
+    layout = "contiguous" if theirs[0] <= theirs[1] else "channels_last"
     return Row(
-        work=f"training {copies} copies of cnn5({k}), batch 128, 16x16", peer="one by one",
-        version=TORCH, unit="us an image", addis=ours / number * 1e6,
-        peer_value=best / number * 1e6, ratio=ours / best, target=0.5 if device == "cpu" else 0.1,
-        note=f"one thread, {stacked.backend}; the loop in "
-        + ("contiguous" if theirs[0] <= theirs[1] else "channels_last"),
+        work=f"training {copies} copies of cnn5({k}), batch 128, {channels}x16x16",
+        peer="one by one", version=TORCH, unit="us an image", addis=ours / number * 1e6,
+        peer_value=best / number * 1e6, ratio=ours / best, target=None if channels == 1 else bar,
+        note=f"one thread, {stacked.backend}; the loop in {layout}",
     )  # fmt: skip
