@@ -164,7 +164,7 @@ _SMALL = Config(
             10_000),
     sample_width=500, samples=(125, 250, 300, 400, 450, 500, 550, 600, 700, 1000, 2000, 4000),
     emc_widths=(100, 300, 500), parts_widths=(100, 300, 600, 900, 1000, 1300, 2000, 5000),
-    monte_carlo=40, deep=DeepConfig(),
+    seeds=3, peak_seeds=20, monte_carlo=40, deep=DeepConfig(),
 )  # fmt: skip
 
 _PAPER = Config(
