@@ -139,7 +139,7 @@ def degradation(
             image's noise is drawn once and shared by all its stages, so that stages differ by what
             was removed alone.
         memory: Bytes of altered images held at a time; what the model needs for them comes on top.
-            ``None`` means 1 MiB on a CPU, which suits its caches, and 64 MiB elsewhere.
+            ``None`` means 256 KiB on a CPU, which suits its caches, and 64 MiB elsewhere.
         generator: CPU source of the order of equal tiles and of the noise. ``None`` means torch's
             default.
 

@@ -150,7 +150,7 @@ def subset_drops(
         subsets: Sets of each size for each image, drawn uniformly without replacement; ``>= 2``.
         baseline: What a removed pixel becomes; broadcasts to ``x``. The paper's 0 is the mean
             colour of normalised images.
-        memory: Bytes of altered images held at a time. ``None`` means 1 MiB on a CPU and 64 MiB
+        memory: Bytes of altered images held at a time. ``None`` means 256 KiB on a CPU and 64 MiB
             elsewhere.
         generator: CPU source of the sets. ``None`` means torch's default.
 

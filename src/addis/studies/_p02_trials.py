@@ -4,8 +4,8 @@ Results are named ``METHOD/METRIC``; a metric is an array over images unless it 
 ``bbox``, ``grid``, ``inside`` (share of the relevance near the mark), ``degradation T`` and
 ``road T`` (normalised LeRF - MoRF with tiles of T pixels, mean and noisy linear fill),
 ``sensitivity`` (n = 10 % of the tiles, an image's correlation), ``sensitivity pooled`` (a number),
-``bits``, ``kept`` and ``left`` (class probability), ``spearman``, ``ssim`` and ``pearson``
-``(L, N)``, ``x T``, ``morf T`` and ``lerf T`` ``(S,)``, ``maps`` and ``ms``.
+``bits``, ``kept``, ``left`` and ``tenth`` (class probabilities), ``spearman``, ``ssim`` and
+``pearson`` ``(L, N)``, ``x T``, ``morf T`` and ``lerf T`` ``(S,)``, ``maps`` and ``ms``.
 """
 
 from __future__ import annotations
@@ -294,10 +294,9 @@ def _grid(scene: Scene, name: str, count: int, seed: int) -> NDArray[np.float64]
 
 def _kept(scene: Scene, maps: Mapping[str, Tensor], seed: int) -> dict[str, Value]:
     """Class probability with every position under 1 % of the maximum bits replaced by noise, then
-    with as many positions replaced in the order of each other map.
+    with as many positions replaced in the order of each other map; and with a tenth kept by each.
     """
     iba = Bottleneck(scene.layer, scene.calibration, 10, seed)
-    own = maps["iba 10"]
     bottleneck = iba.on(scene.model)
     cells = bottleneck.attribute(scene.x, scene.target, reduce="bits_per_cell").map
     threshold = 0.01 * cells.flatten(1).amax(1)
@@ -311,7 +310,13 @@ def _kept(scene: Scene, maps: Mapping[str, Tensor], seed: int) -> dict[str, Valu
         "full": float(base.full.mean()),
     }
     for name, relevance in maps.items():
-        if relevance is own or name.startswith("iba 10 "):
+        if name.startswith("iba 10 "):  # other layers have cells of their own
+            continue
+        tenth = explain.masked_prediction(
+            bottleneck, scene.x, scene.target, relevance, keep=0.1, seed=seed
+        )
+        found[f"{name}/tenth"] = tenth.sufficient.numpy()
+        if name == "iba 10":
             continue
         part = explain.masked_prediction(
             bottleneck, scene.x, scene.target, relevance, keep=base.kept, seed=seed

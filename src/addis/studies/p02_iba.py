@@ -74,16 +74,22 @@ class Config:
 
 
 _SQUEEZENET = Net(
-    name="imagenet_squeezenet1_0", images=16, tiles=(8, 14), steps=16, road=(14,), road_steps=8,
+    name="imagenet_squeezenet1_0", images=20, tiles=(8, 14), steps=16, road=(14,), road_steps=8,
     subsets=30, masked=6, cost=80.0,
 )  # fmt: skip
 _SMALL = Config(
     mark_seeds=(0, 1, 2),
     nets=(
         Net(
-            name="cifar10_resnet20", images=150, tiles=(4, 8), road=(4, 8), mosaics=60, cascaded=16
+            name="cifar10_resnet20",
+            images=200,
+            tiles=(4, 8),
+            road=(8,),
+            subsets=50,
+            mosaics=60,
+            cascaded=16,
         ),
-        Net(name="cifar10_resnet56", images=40, tiles=(4, 8), road=(8,), masked=24),
+        Net(name="cifar10_resnet56", images=40, tiles=(4, 8), road=(8,), subsets=50, masked=24),
         _SQUEEZENET,
     ),
 )
