@@ -93,6 +93,19 @@ def sharded(fabric: Any) -> Any:
     return fabric.setup_dataloaders(DataLoader(TensorDataset(X[:28], Y[:28]), 4, shuffle=True))
 
 
+def drawn(fabric: Any) -> list[float]:
+    """The random number of each step of a seeded run."""
+    numbers: list[float] = []
+
+    def drawing(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        numbers.append(torch.rand(()).item())
+        return train.cross_entropy_step(model, batch)
+
+    model = net()
+    list(train.epochs(model, loader(), drawing, sgd(model), epochs=2, seed=3, fabric=fabric))
+    return numbers
+
+
 def error(work: Callable[[], object]) -> str:
     try:
         work()
@@ -122,6 +135,7 @@ def work(fabric: Any, folder: Path) -> None:
         "resumed": resumed(fabric, folder / "whole", lambda: loader(8)),
         "resumed shards": resumed(fabric, folder / "shards", lambda: sharded(fabric)),
         "sharded": fit(fabric, loader=sharded(fabric)),
+        "drawn": drawn(fabric),
         "spoilt": spoilt(fabric),
         "unordered": error(lambda: fit(fabric, loader=unordered)),
     }

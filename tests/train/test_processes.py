@@ -79,6 +79,11 @@ def test_each_process_resumes_its_own_random_numbers(case: str, ranks: Found) ->
     assert equal(ranks[0][case]["again"], ranks[1][case]["again"])
 
 
+def test_a_seed_gives_each_process_numbers_of_its_own(ranks: Found) -> None:
+    numbers = [*ranks[0]["drawn"], *ranks[1]["drawn"]]
+    assert len(set(numbers)) == len(numbers) == 20
+
+
 def test_a_loader_that_fabric_shards_is_not_cut_again(ranks: Found) -> None:
     samples = [epoch[2] for epoch in ranks[0]["sharded"]["epochs"]]
     steps = [epoch[3] for epoch in ranks[0]["sharded"]["epochs"]]
