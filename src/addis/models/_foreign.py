@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -35,8 +35,9 @@ def _timm_build(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> n
 
     _timm_check(name)
     renamed = {("in_chans" if key == "in_channels" else key): v for key, v in options.items()}
-    build = partial(timm.create_model, name, pretrained=pretrained)
-    return _build(f"timm/{name}", build, renamed, pretrained=pretrained)
+    build = partial(timm.create_model, name)
+    known = _constructor(timm.models.model_entrypoint(name))
+    return _build(f"timm/{name}", build, known, renamed, {"pretrained": True} if pretrained else {})
 
 
 def _timm_info(name: str) -> ModelInfo:
@@ -56,7 +57,7 @@ def _timm_info(name: str) -> ModelInfo:
         mean=tuple(known.mean),
         std=tuple(known.std),
         num_classes=known.num_classes,
-        weights=known.tag or known.architecture if known.has_weights else None,
+        weights=f"{known.architecture}.{known.tag}" if known.has_weights else None,
         source="timm",
     )
 
@@ -64,10 +65,12 @@ def _timm_info(name: str) -> ModelInfo:
 def _timm_check(name: str) -> None:
     import timm
 
-    architecture = name.partition(".")[0]
+    architecture, dot, _ = name.partition(".")
     if not timm.is_model(architecture):
-        near = close(architecture, timm.list_models())
-        raise ValueError(f"timm has no model {name!r}{near}")
+        raise ValueError(f"timm has no model {name!r}{close(architecture, timm.list_models())}")
+    known = timm.list_models(f"{architecture}.*", pretrained=True)
+    if dot and name not in known:
+        raise ValueError(f"timm has no weights {name!r}{close(name, known)}")
 
 
 def _torchvision_names() -> list[str]:
@@ -81,8 +84,11 @@ def _torchvision_build(name: str, *, pretrained: bool, options: Mapping[str, Any
     from torchvision import models
 
     _torchvision_check(name)
-    build = partial(models.get_model, name, weights="DEFAULT" if pretrained else None)
-    return _build(f"torchvision/{name}", build, options, pretrained=pretrained)
+    build = partial(models.get_model, name)
+    known = _constructor(models.get_model_builder(name))
+    return _build(
+        f"torchvision/{name}", build, known, options, {"weights": "DEFAULT"} if pretrained else {}
+    )
 
 
 def _torchvision_info(name: str) -> ModelInfo:
@@ -96,7 +102,7 @@ def _torchvision_info(name: str) -> ModelInfo:
         name=f"torchvision/{name}",
         title=name,
         paper="",
-        parameters=count_parameters(partial(models.get_model, name)),
+        parameters=known.meta["num_params"],
         input_size=(3, side, side),
         mean=tuple(images.mean),
         std=tuple(images.std),
@@ -145,31 +151,57 @@ def count_parameters(factory: Callable[[], nn.Module]) -> int:
 
 
 def _build(
-    label: str, build: Callable[..., nn.Module], options: Mapping[str, Any], *, pretrained: bool
+    label: str,
+    build: Callable[..., nn.Module],
+    known: Sequence[str],
+    options: Mapping[str, Any],
+    weights: Mapping[str, Any],
 ) -> nn.Module:
-    """Calls a builder whose signature hides its options.
+    """Calls a builder whose signature hides the options of the network.
+
+    Args:
+        label: The model's name in messages.
+        build: The builder, of ``options`` and ``weights``.
+        known: The names of the network's options, if they can be told.
+        options: The options of the network.
+        weights: How the builder is asked for pretrained weights; empty for none.
 
     Raises:
-        ValueError: The constructor behind it refuses an option's name.
-        RuntimeError: Its pretrained weights could not be had.
+        ValueError: The network has no such option.
+        RuntimeError: The pretrained weights could not be had.
     """
     if taken := sorted({"pretrained", "weights"} & options.keys()):
         raise ValueError(f"{label}: {taken[0]!r} is not an option of the network")
     try:
-        return build(**options)
+        return build(**weights, **options)
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
-        raise ValueError(
-            f"{label} refuses one of the options {sorted(options)}: {error}"
-        ) from error
+        option = next((name for name in options if name not in known), ", ".join(options))
+        raise ValueError(_no_option(label, option, known)) from error
     except Exception as error:
-        if not pretrained or isinstance(error, ValueError):
+        # The hub's "not in the cache and no network" is a ValueError too, beside an OSError.
+        wrong_value = isinstance(error, ValueError) and not isinstance(error, OSError)
+        if not weights or wrong_value:
             raise
         raise RuntimeError(
             f"could not get the pretrained weights of {label} ({type(error).__name__}: {error}). "
             "Without a network, build it with weights=PATH of a file that you have."
         ) from error
+
+
+def _constructor(builder: Callable[..., Any]) -> list[str]:
+    """The names that the class behind a builder takes, if the builder says which class that is."""
+    network = inspect.signature(builder).return_annotation
+    if not inspect.isclass(network) or network in (nn.Module, inspect.Signature.empty):
+        return []
+    return list(inspect.signature(network).parameters)
+
+
+def _no_option(label: str, option: str, known: Iterable[str]) -> str:
+    names = list(known)
+    takes = f"; it takes {', '.join(names)}" if names else ""
+    return f"model {label!r} has no option {option!r}{close(option, names)}{takes}"
 
 
 def user_model(name: str, options: Mapping[str, Any]) -> nn.Module:
@@ -217,10 +249,7 @@ def call_factory(
         known = [n for n, p in parameters.items() if p.kind is not p.POSITIONAL_ONLY]
         for option in options:
             if option not in known:
-                raise ValueError(
-                    f"model {name!r} has no option {option!r}{close(option, known)}; "
-                    f"it takes {', '.join(known) or 'none'}"
-                )
+                raise ValueError(_no_option(name, option, known))
     for parameter in parameters.values():
         required = parameter.default is parameter.empty and parameter.kind not in (
             parameter.VAR_POSITIONAL,

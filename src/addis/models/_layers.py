@@ -125,22 +125,27 @@ def _initialise(
                 nn.init.zeros_(layer.bias)
 
 
-def check_sizes(**least: tuple[float, float]) -> None:
-    """Refuses an argument below its least value; each keyword is ``name=(value, least)``.
+def check_arguments(
+    *,
+    activation: Activation | None = None,
+    dropout: float = 0.0,
+    **least: tuple[float, float],
+) -> None:
+    """Refuses what no network can be built with.
+
+    Args:
+        activation: A factory of layers; a layer is none, and neither is its name.
+        dropout: A probability in ``[0, 1)``.
+        **least: Of each further argument the value and the least value allowed.
 
     Raises:
-        ValueError: It names the argument, the value and the least value.
+        TypeError: ``activation`` is a layer or not callable.
+        ValueError: A number is out of its range; the message names it.
     """
-    for name, (value, low) in least.items():
-        if not value >= low:
-            raise ValueError(f"{name} must be >= {low}, got {value}")
-
-
-def check_dropout(dropout: float) -> None:
-    """Refuses a probability outside ``[0, 1)``.
-
-    Raises:
-        ValueError: It names the value.
-    """
+    if isinstance(activation, nn.Module) or not (activation is None or callable(activation)):
+        raise TypeError(f"activation must be a type or factory, as nn.ReLU, got {activation!r}")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+    for name, (value, low) in least.items():
+        if not low <= value < math.inf:
+            raise ValueError(f"{name} must be finite and >= {low}, got {value}")

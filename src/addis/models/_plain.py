@@ -22,8 +22,7 @@ from addis.models._layers import (
     Activation,
     Device,
     Factory,
-    check_dropout,
-    check_sizes,
+    check_arguments,
     dropout_layer,
     stack,
     xavier,
@@ -68,14 +67,15 @@ def mlp(
         ValueError: ``dropout`` is outside ``[0, 1)``, ``depth`` is negative, or another argument is
             below 1.
     """
-    check_sizes(
+    check_arguments(
+        activation=activation,
+        dropout=dropout,
         num_classes=(num_classes, 1),
         in_channels=(in_channels, 1),
         image_size=(image_size, 1),
         width=(width, 1),
         depth=(depth, 0),
     )
-    check_dropout(dropout)
     factory = Factory(device=device, dtype=dtype)
     layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
     features = in_channels * image_size**2
@@ -115,8 +115,11 @@ def lenet(
     Raises:
         ValueError: ``image_size`` is below 16, or another argument below 1.
     """
-    check_sizes(
-        num_classes=(num_classes, 1), in_channels=(in_channels, 1), image_size=(image_size, 16)
+    check_arguments(
+        activation=activation,
+        num_classes=(num_classes, 1),
+        in_channels=(in_channels, 1),
+        image_size=(image_size, 16),
     )
     factory = Factory(device=device, dtype=dtype)
     side = ((image_size - 4) // 2 - 4) // 2
@@ -162,8 +165,11 @@ def net_3c3d(
     Raises:
         ValueError: ``image_size`` is below 9, or another argument below 1.
     """
-    check_sizes(
-        num_classes=(num_classes, 1), in_channels=(in_channels, 1), image_size=(image_size, 9)
+    check_arguments(
+        activation=activation,
+        num_classes=(num_classes, 1),
+        in_channels=(in_channels, 1),
+        image_size=(image_size, 9),
     )
     factory = Factory(device=device, dtype=dtype)
     pool = partial(nn.MaxPool2d, 3, stride=2, padding=1)  # halves, rounding up
@@ -219,7 +225,8 @@ def conv4(
     Raises:
         ValueError: ``image_size`` is below 16, or another argument below 1.
     """
-    check_sizes(
+    check_arguments(
+        activation=activation,
         num_classes=(num_classes, 1),
         in_channels=(in_channels, 1),
         image_size=(image_size, 16),
@@ -272,7 +279,9 @@ def cnn5(
     Raises:
         ValueError: ``k``, ``num_classes`` or ``in_channels`` is below 1.
     """
-    check_sizes(k=(k, 1), num_classes=(num_classes, 1), in_channels=(in_channels, 1))
+    check_arguments(
+        activation=activation, k=(k, 1), num_classes=(num_classes, 1), in_channels=(in_channels, 1)
+    )
     factory = Factory(device=device, dtype=dtype)
     layers: dict[str, nn.Module] = {}
     channels = in_channels

@@ -106,7 +106,7 @@ def create(
         pretrained: Whether to load the published weights: of this library from the folder
             ``weights`` in the folder that the environment variable ``ADDIS_DATA`` names, of timm
             and torchvision by their own loaders. With another ``num_classes`` the classifier starts
-            anew and the rest is loaded.
+            anew and the rest is loaded; torchvision refuses that.
         weights: A file to load instead, strictly; see :func:`load_weights`.
         device: Device of the parameters.
         dtype: Floating-point type of the parameters.
@@ -131,6 +131,8 @@ def create(
     """
     if pretrained and weights is not None:
         raise ValueError("give pretrained=True or weights=, not both")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point type, got {dtype}")
     if num_classes is not None:
         options["num_classes"] = num_classes
     library, slash, rest = name.partition("/")

@@ -19,8 +19,7 @@ from addis.models._layers import (
     Activation,
     Device,
     Factory,
-    check_dropout,
-    check_sizes,
+    check_arguments,
     dropout_layer,
     he_normal,
     stack,
@@ -147,7 +146,12 @@ def cifar_resnet(
     """
     if depth < 8 or depth % 6 != 2:
         raise ValueError(f"depth must be 6 n + 2 with n >= 1 (8, 14, 20, ...), got {depth}")
-    check_sizes(num_classes=(num_classes, 1), in_channels=(in_channels, 1), width=(width, 1))
+    check_arguments(
+        activation=activation,
+        num_classes=(num_classes, 1),
+        in_channels=(in_channels, 1),
+        width=(width, 1),
+    )
     factory = Factory(device=device, dtype=dtype)
     model = CifarResNet(depth // 6, num_classes, in_channels, width, activation, factory)
     he_normal(model)
@@ -240,8 +244,13 @@ def wide_resnet(
     """
     if depth < 10 or depth % 6 != 4:
         raise ValueError(f"depth must be 6 n + 4 with n >= 1 (10, 16, 22, ...), got {depth}")
-    check_sizes(width=(width, 1), num_classes=(num_classes, 1), in_channels=(in_channels, 1))
-    check_dropout(dropout)
+    check_arguments(
+        activation=activation,
+        dropout=dropout,
+        width=(width, 1),
+        num_classes=(num_classes, 1),
+        in_channels=(in_channels, 1),
+    )
     factory = Factory(device=device, dtype=dtype)
     blocks: list[nn.Module] = []
     channels = 16
@@ -294,7 +303,9 @@ def preact_resnet18(
     Raises:
         ValueError: ``k``, ``num_classes`` or ``in_channels`` is below 1.
     """
-    check_sizes(k=(k, 1), num_classes=(num_classes, 1), in_channels=(in_channels, 1))
+    check_arguments(
+        activation=activation, k=(k, 1), num_classes=(num_classes, 1), in_channels=(in_channels, 1)
+    )
     factory = Factory(device=device, dtype=dtype)
     layers: dict[str, nn.Module] = {"conv1": conv3x3(in_channels, k, 1, factory)}
     channels = k

@@ -18,8 +18,7 @@ from addis.models._layers import (
     Activation,
     Device,
     Factory,
-    check_dropout,
-    check_sizes,
+    check_arguments,
     dropout_layer,
     he_normal,
     stack,
@@ -129,13 +128,14 @@ def _local_vgg(
     factory: Factory,
 ) -> nn.Sequential:
     """Conv blocks with pools between them, one linear block of 1024 units, the classifier."""
-    check_sizes(
+    check_arguments(
+        activation=activation,
+        dropout=dropout,
         num_classes=(num_classes, 1),
         in_channels=(in_channels, 1),
         width=(width, 1 / 128),
         image_size=(image_size, 16),
     )
-    check_dropout(dropout)
     layers: dict[str, nn.Module] = {}
     channels, side, index = in_channels, image_size, 0
     for step in plan:
@@ -193,10 +193,13 @@ def vgg9(
         ValueError: ``image_size`` is below 8, ``dropout`` outside ``[0, 1)``, or another argument
             below 1.
     """
-    check_sizes(
-        num_classes=(num_classes, 1), in_channels=(in_channels, 1), image_size=(image_size, 8)
+    check_arguments(
+        activation=activation,
+        dropout=dropout,
+        num_classes=(num_classes, 1),
+        in_channels=(in_channels, 1),
+        image_size=(image_size, 8),
     )
-    check_dropout(dropout)
     factory = Factory(device=device, dtype=dtype)
     layers: dict[str, nn.Module] = {}
     channels = in_channels
@@ -247,7 +250,9 @@ def vgg_small(
     Raises:
         ValueError: ``num_classes`` or ``in_channels`` is below 1.
     """
-    check_sizes(num_classes=(num_classes, 1), in_channels=(in_channels, 1))
+    check_arguments(
+        activation=activation, num_classes=(num_classes, 1), in_channels=(in_channels, 1)
+    )
     factory = Factory(device=device, dtype=dtype)
     features: list[nn.Module] = []
     channels = in_channels

@@ -8,6 +8,7 @@ function. A file that is not what its name says is a ``ValueError``, whatever is
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 __all__ = ["load_weights", "read_weights"]
 
@@ -73,9 +75,12 @@ def assign(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     Raises:
         ValueError: As :func:`load_weights`.
     """
-    own = model.state_dict()
-    if any(tensor.is_meta for tensor in own.values()):
-        raise ValueError("weights need a model on a real device, got one on the meta device")
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    if any(is_lazy(tensor) or tensor.is_meta for tensor in own.values()):
+        raise ValueError(
+            "weights need a model whose parameters have values, got a lazy one or one on the meta "
+            "device"
+        )
     # BatchNorm's counter of batches is younger than some files; no output depends on it.
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
     shared = [name for name in own if name in state]
@@ -96,7 +101,7 @@ def assign(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     if any(problems.values()):
         found = "; ".join(f"{what}: {_listed(names)}" for what, names in problems.items() if names)
         raise ValueError(f"weights {source} do not fit {type(model).__name__}: {found}")
-    model.load_state_dict(own | dict(state))
+    model.load_state_dict(dict(state), strict=False)  # every name was compared above
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool]:
@@ -113,16 +118,19 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         # From bytes, not a memory map: a map of a file that shrinks meanwhile kills the process.
         return safetensors.torch.load(path.read_bytes())
     except Exception as error:
-        raise ValueError(f"weights: {path} is not a sound safetensors file: {error}") from error
+        raise ValueError(
+            f"weights: {path} is not a sound safetensors file: {_told(error)}"
+        ) from error
 
 
 def _pickle(path: Path) -> dict[str, Tensor]:
     try:
+        _refuse_compressed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
             f"weights: {path} is not a sound file of tensors alone; nothing in it was run. "
-            f"Save state_dict() with safetensors.torch.save_file instead. ({_first_line(error)})"
+            f"Save state_dict() with safetensors.torch.save_file instead. ({_told(error)})"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not all(map(_is_entry, state, state.values())):
@@ -149,5 +157,15 @@ def _sketch(state: Any) -> str:
     return f"entries {_listed(wrong)}"
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _refuse_compressed(path: Path) -> None:
+    """Torch stores tensors as they are; a small archive that unpacks to terabytes is an attack."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(record.file_size for record in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise ValueError(f"it would unpack to {unpacked} bytes, more than it has")
+
+
+def _told(error: Exception) -> str:
+    """The error's kind and the first line of its text."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from addis.models._layers import Device, Factory, check_dropout, check_sizes
+from addis.models._layers import Device, Factory, check_arguments
 from addis.models._resnet import conv3x3
 
 __all__ = ["densenet_bc", "resnet18", "squeezenet1_0"]
@@ -42,7 +42,7 @@ def resnet18(
     """
     from torchvision import models
 
-    check_sizes(num_classes=(num_classes, 1), in_channels=(in_channels, 1))
+    check_arguments(num_classes=(num_classes, 1), in_channels=(in_channels, 1))
     model: nn.Module = models.resnet18(num_classes=num_classes)
     model.conv1 = conv3x3(in_channels, 64, 1, Factory(device=None, dtype=None))
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -85,10 +85,12 @@ def densenet_bc(
 
     if depth < 10 or depth % 6 != 4:
         raise ValueError(f"depth must be 6 n + 4 with n >= 1 (10, 16, 22, ...), got {depth}")
-    check_sizes(
-        growth_rate=(growth_rate, 1), num_classes=(num_classes, 1), in_channels=(in_channels, 1)
+    check_arguments(
+        dropout=dropout,
+        growth_rate=(growth_rate, 1),
+        num_classes=(num_classes, 1),
+        in_channels=(in_channels, 1),
     )
-    check_dropout(dropout)
     model = models.DenseNet(
         growth_rate=growth_rate,
         block_config=(depth // 6,) * 3,
@@ -130,8 +132,7 @@ def squeezenet1_0(
     """
     from torchvision import models
 
-    check_sizes(num_classes=(num_classes, 1))
-    check_dropout(dropout)
+    check_arguments(dropout=dropout, num_classes=(num_classes, 1))
     model = models.squeezenet1_0(num_classes=num_classes, dropout=dropout)
     return _moved(model, device, dtype)
 
