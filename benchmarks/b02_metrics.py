@@ -28,6 +28,7 @@ _WORKS = (
     "degradation, the same 2 x 64 images of each, 4x4 tiles of 32x32, ResNet-20, 16 images",
     "degradation without a net: making the 2 x 64 images of each, 4x4 tiles, 32 images",
     "noisy linear imputation, half of 224x224 missing in 14x14 tiles, 1 image",
+    "noisy linear imputation, 9 of 10 tiles of 224x224 missing, 14x14 tiles, 1 image",
     "noisy linear imputation, half of 32x32 missing in 4x4 tiles, 64 images",
     "bounding-box ratio, 256 maps of 64x64",
 )
@@ -51,9 +52,10 @@ def rows(*, full: bool = False, device: str = "cpu") -> Iterator[Row]:
     yield _curve(quantus, version, _WORKS[1], net, 4 * more, 32, 1, device)
     yield _curve(quantus, version, _WORKS[2], net, 16 * more, 32, 4, device)
     yield _curve(quantus, version, _WORKS[3], _Mean().eval(), 32 * more, 32, 4, device)
-    yield _imputation(version, _WORKS[4], 1, 224, 14, device)
-    yield _imputation(version, _WORKS[5], 64, 32, 4, device)
-    yield _box(quantus, version, _WORKS[6], device)
+    yield _imputation(version, _WORKS[4], 1, 224, 14, 0.5, device)
+    yield _imputation(version, _WORKS[5], 1, 224, 14, 0.9, device)
+    yield _imputation(version, _WORKS[6], 64, 32, 4, 0.5, device)
+    yield _box(quantus, version, _WORKS[7], device)
 
 
 class _Mean(nn.Module):
@@ -119,13 +121,15 @@ def _curve(
     return dataclasses.replace(row, note=note)
 
 
-def _imputation(version: str, work: str, n: int, side: int, tile: int, device: str) -> Row:
+def _imputation(
+    version: str, work: str, n: int, side: int, tile: int, share: float, device: str
+) -> Row:
     from quantus.functions.perturb_func import noisy_linear_imputation
 
     g = torch.Generator().manual_seed(1)
     x = torch.randn(n, 3, side, side, generator=g)
     across = side // tile
-    holes = torch.rand(n, across * across, generator=g).argsort(1) < across * across // 2
+    holes = torch.rand(n, across * across, generator=g).argsort(1) < round(share * across * across)
     missing = explain.Tiling(side, side, tile).spread(holes)
     places = [hole.flatten().nonzero()[:, 0].numpy() for hole in missing]
     on = x.to(device), missing.to(device)
