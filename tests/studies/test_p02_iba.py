@@ -33,6 +33,7 @@ def frame(iba=0.8, blurred=0.6, cam=0.5, occlusion=0.7, spread=0.02):
         "grad-cam": cam, "occlusion 4": occlusion,
     }  # fmt: skip
     for name, mean in means.items():
+        row[f"{name}/ms"] = 1.0
         row[f"{name}/bbox"] = mean + spread * rng.standard_normal(40)
     return pd.DataFrame([row])
 

@@ -331,7 +331,7 @@ def tables(frame: pd.DataFrame) -> list[Table]:
         kinds = {n: MEASURES.index(n.split()[0]) for n in names if n.split()[0] in MEASURES}
         shown = sorted(kinds, key=lambda n: (kinds[n], n))
         names = [n for n in shown if results.has(scene, "random", n)] + ["bits"]
-        methods = list(dict.fromkeys(m for n in names for m in results.methods(scene, n)))
+        methods = results.methods(scene, "ms")
         rows = [{"method": m, **{n: results.mean(scene, m, n) for n in names}} for m in methods]
         if rows:
             found.append(

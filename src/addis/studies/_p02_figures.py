@@ -99,7 +99,13 @@ def _curves(results: Results, settings: list[tuple[str, str]]) -> Figure:
     handles: dict[str, Any] = {}
     for axes in panels:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, fontsize=8)
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=4 if len(settings) < 3 else 7,
+        fontsize=8,
+    )
     return Figure(
         name="degradation",
         figure=figure,

@@ -44,6 +44,15 @@ def interval(differences: Array) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def _place(method: str) -> tuple[int, int, str]:
+    """Where a method stands in a table, whatever the order of the store's columns."""
+    first = ("random", "saliency", "blurred saliency")
+    if method in first:
+        return 0, first.index(method), method
+    beta = method.split()[1] if method.startswith("iba") else ""
+    return (2, int(beta) if beta.isdigit() else 1000, method) if beta else (1, 0, method)
+
+
 class Results:
     """Measures by scene, method and name.
 
@@ -64,10 +73,10 @@ class Results:
         return list(dict.fromkeys(self.frame["scene"])) if len(self.frame) else []
 
     def methods(self, scene: str, measure: str) -> list[str]:
-        """Methods of a scene that have a measure, in the order of the tables."""
+        """Methods of a scene that have a measure: controls, baselines, bottlenecks."""
         columns = [c for c in self.frame.columns if c.endswith(f"/{measure}")]
         names = (column.removesuffix(f"/{measure}") for column in columns)
-        return [name for name in names if self.has(scene, name, measure)]
+        return sorted((name for name in names if self.has(scene, name, measure)), key=_place)
 
     def has(self, scene: str, method: str, measure: str) -> bool:
         """Whether there is such a measure."""
