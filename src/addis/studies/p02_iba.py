@@ -172,9 +172,11 @@ STUDY = Study(
         "implementation; LRP is in where zennit is installed.",
         "The margins of A1 are the spec's, set after a run of another seed; intervals are over "
         "images of given nets, not over nets.",
-        "SqueezeNet: restricted after features.6 (27x27), statistics from the 200 photos at hand, "
-        "which include those explained. It has no boxes here, so the paper's two box columns are "
-        "replaced by grid pointing on CIFAR-10 and the planted mark.",
+        "SqueezeNet on ImageNet: the first 20 photos that it classifies correctly, for the time "
+        "that they take, so its intervals are wide; restricted after features.6 (27x27), "
+        "statistics from the 200 photos at hand, which include those explained. It has no boxes "
+        "here, so the paper's two box columns are replaced by grid pointing on CIFAR-10 and the "
+        "planted mark.",
         "The readout bottleneck was trained on 5000 images, 3 epochs, with a step of 1e-3: a "
         "thousandth of the samples that the paper trained on.",
     ),
