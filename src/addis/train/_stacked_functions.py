@@ -35,7 +35,7 @@ from addis.train._stacked_value import (
     to_maps,
 )
 
-__all__ = ["FUNCTIONS", "LAYERS", "METHODS", "pointwise"]
+__all__ = ["FUNCTIONS", "LAYERS", "METHODS"]
 
 Form = Callable[..., Any]
 
@@ -154,7 +154,7 @@ def _alike(run: Run, value: Value, like: Value) -> Tensor:
     return data.transpose(0, 1).flatten(1, 2)
 
 
-def pointwise(function: Callable[..., Tensor]) -> Form:
+def _pointwise(function: Callable[..., Tensor]) -> Form:
     """A function of each entry alone: any layout."""
 
     def form(run: Run, x: Value, *args: Any, **options: Any) -> Value:
@@ -212,7 +212,7 @@ LAYERS: dict[type[nn.Module], Form] = (
 )  # fmt: skip
 
 FUNCTIONS: dict[Callable[..., Any], Form] = (
-    {f: pointwise(f) for f in (
+    {f: _pointwise(f) for f in (
         torch.relu, torch.sigmoid, torch.tanh, torch.exp, torch.abs, torch.square, torch.sqrt,
         F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.softplus,
         F.hardtanh, F.hardswish, F.hardsigmoid, F.logsigmoid, F.tanh, F.sigmoid, operator.neg,
@@ -232,7 +232,7 @@ FUNCTIONS: dict[Callable[..., Any], Form] = (
 )  # fmt: skip
 
 METHODS: dict[str, Form] = (
-    {name: pointwise(getattr(Tensor, name)) for name in (
+    {name: _pointwise(getattr(Tensor, name)) for name in (
         "relu", "relu_", "sigmoid", "tanh", "exp", "abs", "square", "contiguous", "clone",
         "detach",
     )}

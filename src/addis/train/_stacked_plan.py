@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from addis.train._stacked_functions import FUNCTIONS, LAYERS, METHODS, pointwise
+from addis.train._stacked_functions import FUNCTIONS, LAYERS, METHODS
 
 __all__ = ["Step", "plan", "trace", "why_not_grouped"]
 
@@ -52,9 +52,8 @@ def trace(model: nn.Module) -> fx.Graph:
 def plan(model: nn.Module) -> list[Step]:
     """The steps of ``model`` in its present mode.
 
-    Two rewrites that change no result spare passes over the largest maps: ``max_pool(relu(x))``
-    becomes ``relu(max_pool(x))``, which has the same values and the same gradients, and a ReLU
-    overwrites an input that nothing else reads.
+    One rewrite that changes no result spares passes over the largest maps: ``max_pool(relu(x))``
+    becomes ``relu(max_pool(x))``, which has the same values and the same gradients.
     """
     graph = trace(model)
     for node in list(graph.nodes):
@@ -71,7 +70,6 @@ def plan(model: nn.Module) -> list[Step]:
 
 _RELU = (nn.ReLU, F.relu, torch.relu, "relu")
 _MAX_POOL = (nn.MaxPool2d, nn.AdaptiveMaxPool2d, F.max_pool2d, F.adaptive_max_pool2d)
-_OVERWRITABLE = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d, F.max_pool2d)
 
 
 def _is(model: nn.Module, node: fx.Node | None, kinds: tuple[object, ...]) -> bool:
@@ -88,8 +86,8 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 def _swap(relu: fx.Node, pool: fx.Node) -> None:
     """``x -> relu -> pool`` becomes ``x -> pool -> relu``."""
-    before = relu.args[0]
-    if not isinstance(before, fx.Node) or _only_user(before) is not relu:
+    before = relu.all_input_nodes[0]
+    if _only_user(before) is not relu:
         return
     pool.replace_all_uses_with(relu)
     pool.replace_input_with(relu, before)
@@ -98,26 +96,16 @@ def _swap(relu: fx.Node, pool: fx.Node) -> None:
 
 
 def _form(model: nn.Module, node: fx.Node) -> Callable[..., Any] | None:
-    if node.op == "call_module":
-        path = str(node.target)
-        layer = model.get_submodule(path)
-        form = LAYERS[type(layer)]
-        call = lambda run, *args, **kwargs: form(run, path, layer, *args, **kwargs)  # noqa: E731
-    elif node.op in ("call_function", "call_method"):
-        call = METHODS[str(node.target)] if node.op == "call_method" else FUNCTIONS[node.target]  # type: ignore[index]
-    else:
+    if node.op == "call_method":
+        return METHODS[str(node.target)]
+    if node.op == "call_function":
+        return FUNCTIONS[node.target]  # type: ignore[index]
+    if node.op != "call_module":
         return None
-    before = node.all_input_nodes[0] if node.all_input_nodes else None
-    if _is(model, node, _RELU) and _is(model, before, _OVERWRITABLE) and before is not None:
-        return _relu_over if _only_user(before) is node else call
-    return call
-
-
-_overwriting = pointwise(torch.relu_)
-
-
-def _relu_over(run: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-    return _overwriting(run, x)
+    path = str(node.target)
+    layer = model.get_submodule(path)
+    form = LAYERS[type(layer)]
+    return lambda run, *args, **kwargs: form(run, path, layer, *args, **kwargs)
 
 
 def _missing(model: nn.Module, node: fx.Node) -> str | None:
