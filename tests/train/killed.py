@@ -106,3 +106,9 @@ if __name__ == "__main__":
         assert status_of(run, folder, None, "rest.pt") == 0
         results[moment] = {"status": status, **torch.load(folder / "rest.pt", weights_only=True)}
     torch.save(results, out / "results.pt")
+    linear = nn.Linear(2, 1)
+    unfinished = train.epochs(  # must not complain when the interpreter ends
+        linear, [torch.ones(1, 2)], lambda model, x: model(x).mean(),
+        torch.optim.SGD(linear.parameters(), lr=0.1), epochs=2,
+    )  # fmt: skip
+    next(unfinished)

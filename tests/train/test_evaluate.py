@@ -109,6 +109,16 @@ def test_fabric_gives_its_precision() -> None:
     assert found.samples == 23
 
 
+def test_inputs_take_the_precision_of_the_weights() -> None:
+    from lightning_fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=1, precision="64-true")
+    found = train.evaluate(net().double(), pairs(4), fabric=fabric)
+    x, y = data()
+    logits = net().double().eval()(x.double())
+    assert found.loss == pytest.approx(nn.functional.cross_entropy(logits, y).item(), rel=1e-6)
+
+
 X, Y = data()
 
 

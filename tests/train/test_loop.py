@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -163,21 +164,24 @@ def test_a_part_frozen_in_evaluation_mode_stays_so() -> None:
 def test_the_model_is_left_without_gradients_hooks_or_wrapping() -> None:
     model = net()
     kind = type(model)
-    [_] = train.epochs(model, batches(8, 4), train.cross_entropy_step, sgd(model), epochs=1)
+    for _ in train.epochs(model, batches(8, 4), train.cross_entropy_step, sgd(model), epochs=1):
+        assert all(p.grad is None for p in model.parameters())
     assert type(model) is kind
     assert all(p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks or m._backward_hooks for m in model.modules())
 
 
-def test_modes_come_back_after_an_error_in_a_step() -> None:
+def test_modes_come_back_and_gradients_go_after_an_error_in_a_step() -> None:
     model = net().eval()
 
-    def step(model: nn.Module, batch: object) -> Tensor:
+    def step(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        train.cross_entropy_step(model, batch).backward()
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
         list(train.epochs(model, batches(), step, sgd(model), epochs=1))
     assert not model.training
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_the_callers_code_between_epochs_acts_on_the_next() -> None:
@@ -405,6 +409,20 @@ def test_what_fabric_set_up_already_is_refused() -> None:
         call(model=wrapped)
     with pytest.raises(TypeError, match="optimizer must be a plain torch optimizer"):
         call(model=model, optimizer=wrapped_optimizer)
+
+
+def test_a_strategy_that_does_not_replicate_the_model_is_refused() -> None:
+    fabric = SimpleNamespace(strategy=torch.nn.DataParallel)
+    with pytest.raises(TypeError, match=r"replicate the model \(strategy 'ddp'\), got type"):
+        next(call(fabric=fabric))
+
+
+def test_several_processes_must_be_launched_first() -> None:
+    from lightning_fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+    with pytest.raises(RuntimeError, match=r"you must call `\.launch\(\)`"):
+        next(call(fabric=fabric))
 
 
 def test_a_model_without_memory_is_refused() -> None:

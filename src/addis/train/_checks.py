@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,17 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from addis.train import _batches
 
-__all__ = ["check_common_order", "check_numbers", "check_path", "check_run", "check_step"]
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = [
+    "check_common_order",
+    "check_numbers",
+    "check_path",
+    "check_run",
+    "check_step",
+    "check_strategy",
+]
 
 
 def check_run(
@@ -117,6 +127,18 @@ def check_path(checkpoint: str | os.PathLike[str] | None) -> Path | None:
     if not os.access(path.parent, os.W_OK):
         raise ValueError(f"checkpoint {path} is in a folder that cannot be written")
     return path
+
+
+def check_strategy(fabric: Fabric) -> None:
+    """Refuses a strategy under which a process does not hold the whole model."""
+    from lightning_fabric.strategies.ddp import DDPStrategy
+    from lightning_fabric.strategies.single_device import SingleDeviceStrategy
+
+    if not isinstance(fabric.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        raise TypeError(
+            "fabric must run on one device or replicate the model (strategy 'ddp'), got "
+            f"{type(fabric.strategy).__name__}"
+        )
 
 
 def check_common_order(loader: Iterable[Any]) -> None:

@@ -8,7 +8,8 @@ devices, precision and several processes.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -69,14 +70,15 @@ def epochs(
     checkpoint: str | os.PathLike[str] | None = None,
     state: Mapping[str, Resumable] | None = None,
     progress: bool = False,
-) -> Iterator[Epoch]:
+) -> Generator[Epoch, None, None]:
     """Trains a model and yields after each epoch.
 
     An epoch is one pass over ``loader``. The model is in training mode during it, but for those
-    parts that were in evaluation mode while the model as a whole was not (a frozen BatchNorm).
-    Between epochs the caller may do as it likes with model and optimizer. Nothing waits for the
-    device before an epoch's end: there the losses are read, and one that is not finite ends the
-    run.
+    parts that were in evaluation mode at the call while the model as a whole was not (a frozen
+    BatchNorm). Between epochs the caller may do as it likes with model and optimizer. Nothing waits
+    for the device before an epoch's end: there the losses are read, and one that is not finite ends
+    the run. At the end of the run, or where the caller leaves it, modes are what they were at the
+    call and there are no gradients.
 
     With ``checkpoint`` the run is kept in that file and, where the file exists, goes on from it:
     run the same program again. **An epoch is kept once the caller's code after it has ended**, that
@@ -154,7 +156,7 @@ def epochs(
 
 def _epochs(
     run: _Run, count: int, path: Path | None, state: dict[str, Resumable], progress: bool
-) -> Iterator[Epoch]:
+) -> Generator[Epoch, None, None]:
     with run:
         resume = None if path is None else Resume(path, run, state)
         first = resume.load(count) if resume else 0
@@ -191,6 +193,7 @@ class _Run:
 
     def __enter__(self) -> None:
         self.fabric = self.given_fabric or _fabric.on_device_of(self.plain_model)
+        _checks.check_strategy(self.fabric)
         self.modes = {module: module.training for module in self.plain_model.modules()}
         self.model, self.optimizer = self.fabric.setup(self.plain_model, self.plain_optimizer)
         self.sharded = self.fabric.world_size == 1 or _batches.is_sharded(self.loader)
@@ -198,8 +201,11 @@ class _Run:
             _checks.check_common_order(self.loader)
 
     def __exit__(self, *error: object) -> None:
+        if sys.is_finalizing():
+            return  # a run that was never closed: nothing is left to put back
         for module, training in self.modes.items():
             module.training = training
+        self._drop_gradients()
         self.model = self.optimizer = None
 
     def epoch(self, index: int, bar: Bar) -> Epoch:
@@ -218,8 +224,7 @@ class _Run:
                     bar.advance()
         if meter.names is None:
             raise ValueError(f"loader gave no batch in epoch {index}")
-        self.plain_model.zero_grad()
-        self.plain_optimizer.zero_grad()
+        self._drop_gradients()
         _fabric.share_buffers(self.plain_model, self.fabric)
         reading = meter.read(self.fabric)
         if reading.first_bad is not None:
@@ -233,6 +238,10 @@ class _Run:
             index=index, step=self.steps, loss=loss, metrics=reading.means,
             samples=reading.samples, seconds=perf_counter() - start,
         )  # fmt: skip
+
+    def _drop_gradients(self) -> None:
+        self.plain_model.zero_grad()
+        self.plain_optimizer.zero_grad()  # it may hold parameters that are not the model's
 
     def _training_mode(self) -> None:
         """Sets training mode, but for what the caller froze in a model that was itself training."""
