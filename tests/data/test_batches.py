@@ -53,6 +53,20 @@ def test_set_epoch_resumes_with_the_order_and_the_augmentation_of_that_epoch() -
     assert resumed.epoch == 4
 
 
+def test_augmentation_differs_from_epoch_to_epoch_and_from_the_seeds_order() -> None:
+    drawn: list[Tensor] = []
+
+    def draw(x: Tensor, generator: torch.Generator) -> Tensor:
+        drawn.append(torch.rand(3, generator=generator))
+        return x
+
+    batches = Batches(pair(), 23, transform=draw)
+    for _ in range(3):
+        list(batches)
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[1], drawn[2])
+
+
 def test_an_iteration_that_is_left_half_way_counts_as_an_epoch() -> None:
     _, second = orders(Batches(pair(), 5), 2)
     batches = Batches(pair(), 5)

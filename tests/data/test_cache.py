@@ -122,18 +122,17 @@ def test_a_header_that_asks_for_objects_or_reaches_outside_is_refused(cache: Pat
     whole = path.read_bytes()
     size = int.from_bytes(whole[16:24], "little")
     header = json.loads(whole[32 : 32 + size])
-    for change in (
-        {"dtype": "object"},
-        {"offset": len(whole)},
-        {"offset": -4096},
-        {"shape": [2**40]},
+    for change, accepted in (
+        ({}, True),  # so that it is the change that is refused
+        ({"dtype": "object", "shape": [6]}, False),
+        ({"offset": len(whole)}, False),
+        ({"offset": -4096}, False),
+        ({"shape": [2**40]}, False),
     ):
         forged = {**header, "arrays": [{**header["arrays"][0], **change}]}
         text = json.dumps(forged).encode().ljust(size)
-        path.write_bytes(
-            whole[:24] + xxhash.xxh3_64_digest(text[:size]) + text[:size] + whole[32 + size :]
-        )
-        assert read(path, Source("home")) is None, change
+        path.write_bytes(whole[:24] + xxhash.xxh3_64_digest(text) + text + whole[32 + size :])
+        assert (read(path, Source("home")) is not None) == accepted, change
 
 
 def test_a_touched_or_moved_in_place_source_is_not_decoded_again(folder: Path) -> None:
@@ -145,6 +144,16 @@ def test_a_touched_or_moved_in_place_source_is_not_decoded_again(folder: Path) -
     copy = source.with_name("copy")
     copy.write_bytes(source.read_bytes())
     copy.replace(source)
+    assert same(cached("a", FileSource.of(source), refuse), small())
+
+
+def test_an_unchanged_source_is_not_even_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folder / "file"
+    source.write_bytes(b"same")
+    cached("a", FileSource.of(source), small)
+    monkeypatch.setattr(FileSource, "digest", property(lambda _: refuse()))
     assert same(cached("a", FileSource.of(source), refuse), small())
 
 

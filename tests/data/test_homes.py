@@ -100,8 +100,9 @@ def test_offline_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch, variable: s
     ],
 )
 def test_a_set_that_no_program_can_fetch_says_where_to_get_it(name: str, home: str) -> None:
-    with pytest.raises(FileNotFoundError, match=rf"'{name}'.* not at hand .*{home}"):
+    with pytest.raises(FileNotFoundError, match=rf"'{name}'.* not at hand .*{home}") as caught:
         data.load(name)
+    assert "fetching" not in str(caught.value)
 
 
 def test_a_folder_without_the_set_is_named(folder: Path) -> None:

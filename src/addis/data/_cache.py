@@ -142,7 +142,7 @@ def cached(name: str, source: Source, build: Callable[[], Columns]) -> Columns:
         f" ({failure or 'what was written reads back damaged'}): {name} was decoded into memory,"
         " and will be again by each process; name another folder in ADDIS_CACHE",
         RuntimeWarning,
-        stacklevel=2,
+        stacklevel=5,
     )
     return built
 

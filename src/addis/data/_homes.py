@@ -108,7 +108,7 @@ def columns(home: Home[Rows], name: str, split: str, decode: Callable[[Rows], Co
             f"{name} {split} from {source.origin} has other pixels, labels or order than the"
             " official set: a recompressed or shortened copy gives other results",
             UserWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
     return replace(found, texts=texts)
 
