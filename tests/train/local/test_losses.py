@@ -66,8 +66,7 @@ def test_gradient_of_a_target_that_is_not_symmetric() -> None:
     torch.testing.assert_close(closed, plain, rtol=1e-10, atol=1e-15)
 
 
-def test_no_gradient_where_the_cosine_was_clamped() -> None:
-    # Rows of equal direction have cosines a rounding above 1; the clamp must stop these.
+def test_rows_of_one_direction_have_the_gradient_of_the_clamped_cosine() -> None:
     h = torch.tensor([[0.1, 0.7, 0.3], [0.2, 1.4, 0.6]], requires_grad=True)
     z = h - h.mean(1, keepdim=True)
     unit = z / (torch.linalg.vector_norm(z, dim=1, keepdim=True) + 1e-8)

@@ -162,10 +162,13 @@ class _SimilarityLoss(torch.autograd.Function):
     """``mean((S(h) - T)²)`` with its gradient found in the forward pass.
 
     With ``z`` the features or the standard deviations, ``r = ‖z̃‖``, ``X̂ = z̃/(r + ε)``:
-    ``G = (2/n²)(S - T)``, 0 where ``S`` was clamped; ``dX̂ = (G + Gᵀ)X̂``;
-    ``dz̃ = dX̂/(r + ε) - z̃⟨z̃, dX̂⟩/(r(r + ε)²)``; ``dz = dz̃ - mean(dz̃)``;
+    ``G = (2/n²)(S - T)``; ``dX̂ = (G + Gᵀ)X̂``; ``dz = dX̂/(r + ε) - z̃⟨z̃, dX̂⟩/(r(r + ε)²)``;
     for maps of ``P`` pixels ``dh = dz (h - mean)/((P - 1) z)``, 0 where ``z = 0``. Backward of a
     map then is one multiplication a pixel.
+
+    Two steps of the chain rule need no code. Centring would subtract ``mean(dz)``, which is 0
+    since every row of ``X̂`` has mean 0. The clamp would mask what passes 1, which only rounding
+    does, between rows of one direction: the second term of ``dz`` takes out what such a pair adds.
     """
 
     @staticmethod
@@ -218,10 +221,9 @@ def _matching(z: Tensor, target: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     norm = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
     unit = centred / (norm + eps)
     cosine = unit @ unit.T
-    difference = cosine.clamp(-1, 1) - target.to(z.dtype)
+    difference = cosine.clamp_(-1, 1) - target.to(z.dtype)
     loss = difference.square().mean()
-    g = torch.where(cosine.abs() <= 1, difference, 0.0).mul_(2 / n**2)
+    g = difference.mul_(2 / n**2)
     dunit = (g + g.T) @ unit
     along = (unit * dunit).sum(dim=1, keepdim=True)  # 0 for a constant row, whose unit vector is 0
-    dcentred = dunit / (norm + eps) - unit * along / norm.clamp_min(torch.finfo(z.dtype).tiny)
-    return loss, dcentred - dcentred.mean(dim=1, keepdim=True)
+    return loss, dunit / (norm + eps) - unit * along / norm.clamp_min(torch.finfo(z.dtype).tiny)

@@ -140,6 +140,8 @@ class _PooledLinear(torch.autograd.Function):
         maps, weight = ctx.saved_tensors
         pooled = F.avg_pool2d(maps, ctx.window, padding=ctx.padding)
         dpooled = (grad @ weight.to(grad.dtype)).view(pooled.shape).to(maps.dtype)
+        if not pooled.is_contiguous():  # else the kernel brings the whole map to dpooled's layout
+            dpooled = dpooled.contiguous(memory_format=torch.channels_last)
         dmaps = torch.ops.aten.avg_pool2d_backward(
             dpooled, maps, ctx.window, ctx.window, ctx.padding, False, True, None
         )
