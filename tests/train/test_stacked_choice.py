@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from addis.train import StackedTrainer
@@ -25,3 +26,21 @@ def net(channels: int) -> nn.Module:
 )
 def test_backend_follows_the_model(models: list[nn.Module], backend: str) -> None:
     assert StackedTrainer(models, lr=0.1).backend == backend
+
+
+def test_unstacked_models_have_the_memory_format_that_they_came_with() -> None:
+    last = net(4).to(memory_format=torch.channels_last)
+    for models in ([net(4)] * 2, [net(65)] * 2, [last] * 2):
+        trainer = StackedTrainer(models, lr=0.1)
+        trainer.step(torch.rand(2, 5, 3, 3, 3), torch.zeros(2, 5).long())
+        weights = [model[0].weight for model in (models[0], trainer.unstack(1))]
+        assert weights[0].stride() == weights[1].stride()
+
+
+def test_loop_that_auto_takes_equals_the_loop_in_the_models_format() -> None:
+    models = [net(65).double(), net(65).double()]
+    auto, loop = (StackedTrainer(models, lr=0.1, backend=b) for b in ("auto", "loop"))
+    x, y = torch.rand(2, 5, 3, 3, 3, dtype=torch.float64), torch.zeros(2, 5).long()
+    assert auto.backend == "loop"
+    assert torch.allclose(auto.step(x, y), loop.step(x, y), atol=1e-12)
+    assert torch.allclose(auto.outputs(x[0]), loop.outputs(x[0]), atol=1e-12)

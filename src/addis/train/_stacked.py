@@ -75,7 +75,9 @@ class StackedTrainer:
         backend: ``auto`` is ``loop`` for one copy, where the result is that of an ordinary training
             loop bit for bit; else ``grouped`` where the model has that form and, on a CPU, no
             convolution of more than 64 channels; else ``vmap`` on a GPU and ``loop`` on a CPU,
-            where it is the faster of the two. :attr:`backend` says which one it is.
+            where it is the faster of the two. :attr:`backend` says which one it is. On a CPU,
+            ``grouped`` and what ``auto`` takes for several copies run in ``channels_last``; else a
+            model's weights keep their memory format.
         device: Where to train.
 
     Raises:
@@ -132,9 +134,10 @@ class StackedTrainer:
             check_alike(models, widths=False)
         self._backend = _choice(models, backend, self._device, several)
         grouped = self._backend == "grouped"
-        last = grouped and self._device.type == "cpu"
+        fast = grouped or (backend == "auto" and len(models) > 1)
+        last = fast and self._device.type == "cpu"
         layout = torch.channels_last if last else torch.contiguous_format
-        self._stack = stack(models, self._device, layout if grouped else None)
+        self._stack = stack(models, self._device, layout if grouped or last else None)
         self._masks = padding_masks(models, self._stack.params)
         self._forward: Forward
         if grouped:

@@ -50,7 +50,7 @@ class Stack:
         with torch.no_grad():
             for name, tensor in _named(module).items():
                 row = stacked[name][index]
-                tensor.data = row[tuple(slice(n) for n in tensor.shape)].clone()
+                tensor.copy_(row[tuple(slice(n) for n in tensor.shape)])
         return module
 
 
