@@ -1,8 +1,8 @@
 """The record of a method, and how the records are found without importing the methods.
 
-A method's file holds one constant ``METHOD = Method(...)`` whose arguments are literals. The command, the
-documentation and the report read these constants from the source text, so that listing every method costs
-neither an import of torch nor of anything that a method needs.
+A method's file holds one constant ``METHOD = Method(...)`` whose arguments are literals. The
+command, the documentation and the report read these constants from the source text, so that listing
+every method costs neither an import of torch nor of anything that a method needs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Method:
         study: The number of the study that re-runs the paper, as text (``"02"``).
         venue: Where it appeared: ``"ICLR 2020"``.
         summary: What it does for the user, one sentence.
-        version: Raised when a change alters the method's results, so that stored trials are run again.
+        version: Raised when a change alters the method's results, so that stored trials are run
+            again.
     """
 
     name: str
@@ -70,10 +71,9 @@ def _record(path: Path, text: str) -> Method:
     for node in ast.parse(text).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "METHOD":
             call = node.value
+            keywords = call.keywords if isinstance(call, ast.Call) and not call.args else []
             try:
-                if not isinstance(call, ast.Call) or call.args:
-                    raise ValueError("it is not a call with named arguments")
-                return Method(**{str(k.arg): ast.literal_eval(k.value) for k in call.keywords})
+                return Method(**{str(k.arg): ast.literal_eval(k.value) for k in keywords})
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{path}: METHOD must be a literal record: {error}") from error
     raise ValueError(f"{path}: no METHOD at the top level")

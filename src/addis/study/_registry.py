@@ -41,10 +41,8 @@ def study(name: str) -> Study[Any]:
     Raises:
         ValueError: No paper has this name, or its module defines no study of it.
     """
-    import addis.studies
-
     method = find(name)
-    for module in pkgutil.iter_modules(addis.studies.__path__):
+    for module in pkgutil.iter_modules(importlib.import_module("addis.studies").__path__):
         if re.match(rf"p{method.study}_", module.name):
             found = importlib.import_module(f"addis.studies.{module.name}").STUDY
             if not isinstance(found, Study) or found.method != method:
