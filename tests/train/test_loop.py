@@ -399,6 +399,11 @@ def test_a_loader_that_turns_out_empty_is_refused() -> None:
         next(call(loader=DataLoader(Nothing())))
 
 
+def test_a_batch_without_samples_is_refused() -> None:
+    with pytest.raises(ValueError, match="a batch of 0 samples"):
+        next(call(loader=[*batches(), (torch.zeros(0, 5), torch.zeros(0, dtype=torch.long))]))
+
+
 def test_what_fabric_set_up_already_is_refused() -> None:
     from lightning_fabric import Fabric
 

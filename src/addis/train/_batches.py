@@ -58,6 +58,8 @@ def mine(batch: Any, fabric: Fabric, *, sharded: bool) -> Share:
     """
     n = size(batch)
     n = 1 if n is None else n
+    if n == 0:
+        raise ValueError("loader gave a batch of 0 samples")
     if sharded:
         return Share(batch, n, n, 1)
     own = share(batch, fabric.global_rank, fabric.world_size)
