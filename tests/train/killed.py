@@ -96,9 +96,11 @@ MOMENTS = (
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
+    fabric_was_loaded = "lightning_fabric" in sys.modules
     importlib.import_module("lightning_fabric")  # once, before the forks
     assert status_of(run, out, None, "whole.pt") == 0
-    results = {"whole": torch.load(out / "whole.pt", weights_only=True)}
+    results: dict[str, Any] = {"fabric was loaded": fabric_was_loaded}
+    results |= {"whole": torch.load(out / "whole.pt", weights_only=True)}
     for moment in MOMENTS:
         folder = out / moment.replace(" ", "-")
         folder.mkdir()

@@ -434,6 +434,10 @@ def test_a_killed_run_resumes_to_the_same_weights(
     assert same(killed[moment]["weights"], killed["whole"]["weights"])
 
 
+def test_importing_the_package_does_not_load_fabric(killed: dict[str, Any]) -> None:
+    assert killed["fabric was loaded"] is False
+
+
 def test_an_unfinished_run_does_not_complain_when_the_interpreter_ends(
     killed: dict[str, Any],
 ) -> None:
