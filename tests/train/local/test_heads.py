@@ -105,6 +105,7 @@ def test_bpf_targets_are_projections_of_the_labels(shape: BlockShape) -> None:
     head = local_head("predsim-bpf", shape, num_classes=4, target_dim=16, dim_in_decoder=30)
     assert head.pred is not None
     assert head.sim is not None
+    nn.init.normal_(head.pred.decoder.weight)  # at 0 every target would have the same loss
     y, h = torch.arange(8) % 4, features(shape)
     assert head.pred.projection is not None
     projected = F.one_hot(y, 4).float() @ head.pred.projection

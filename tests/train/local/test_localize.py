@@ -330,6 +330,20 @@ def test_each_block_is_clipped_by_itself() -> None:
         assert float(moved.detach().norm()) == pytest.approx(1e-3, rel=1e-2)
 
 
+def test_scaled_gradients_are_clipped_at_their_true_norm() -> None:
+    local = seeded(
+        conv_net(),
+        loss="sim",
+        optimizer=partial(torch.optim.SGD, lr=1.0),
+        rules=UpdateRules(clip_norm=1e-2, autocast=torch.float16),
+    )
+    out = local.model.out
+    before = torch.cat([p.detach().flatten().clone() for p in out.parameters()])
+    local.train_step(*batch())
+    after = torch.cat([p.detach().flatten() for p in out.parameters()])
+    assert float((after - before).norm()) == pytest.approx(1e-2, rel=1e-2)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_mixed_precision_follows_full_precision(dtype: torch.dtype) -> None:
     x, y = batch()

@@ -81,6 +81,21 @@ def test_a_residual_region_is_a_block_and_one_asks_for_each_convolution() -> Non
     assert closing.features == "layer2_0_relu_1"
 
 
+def test_a_shortcut_computed_first_stays_with_the_sum_that_reads_it() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.short, self.a, self.b = (nn.Linear(6, 6) for _ in range(3))
+            self.out = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            short = self.short(x)
+            return self.out((self.b(self.a(x).relu()) + short).relu())
+
+    block, _ = split(Net(), torch.randn(2, 6), 1)
+    assert block.layers == 3  # cut after a, the weights of the shortcut would reach no loss
+
+
 def test_a_number_asks_for_at_least_that_many_layers() -> None:
     pieces = split(resnet20(), IMAGES, 4)
     assert [piece.layers for piece in pieces] == [5, 4, 4, 4, 2, 1]
@@ -151,6 +166,22 @@ def test_what_is_written_in_place_is_read_from_there() -> None:
     (h,) = block.body.run(net, x)
     assert h.min() == 0
     torch.testing.assert_close(output.body.run(net, h)[0], net(x))
+
+
+def test_a_norm_that_others_read_is_not_overwritten() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.act = nn.Linear(6, 6), nn.LayerNorm(6), nn.ReLU()
+            self.out = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.norm(self.a(x))
+            return self.out(self.act(z) - 2 * z)
+
+    net, x = Net(), torch.randn(2, 6)
+    block, output = split(net, x)
+    torch.testing.assert_close(output.body.run(net, *block.body.run(net, x))[0], net(x))
 
 
 def test_functional_layers_and_parameters_are_found() -> None:
