@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,11 @@ class TestConformance:
 
     def test_everything_its_package_exports_has_a_docstring(self, method: Method):
         package = importlib.import_module(f"addis.{method.verb}")
-        public = {n: v for n, v in vars(package).items() if not n.startswith("_") and callable(v)}
+        public = {
+            name: value
+            for name, value in vars(package).items()
+            if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value))
+        }
         assert public
         assert [name for name, value in public.items() if not value.__doc__] == []
 
