@@ -35,6 +35,7 @@ def _timm_build(name: str, *, pretrained: bool, options: Mapping[str, Any]) -> n
 
     _timm_check(name)
     renamed = {("in_chans" if key == "in_channels" else key): v for key, v in options.items()}
+    _refuse_loading(f"timm/{name}", timm.create_model, renamed)
     build = partial(timm.create_model, name)
     known = _constructor(timm.models.model_entrypoint(name))
     return _build(f"timm/{name}", build, known, renamed, {"pretrained": True} if pretrained else {})
@@ -84,11 +85,10 @@ def _torchvision_build(name: str, *, pretrained: bool, options: Mapping[str, Any
     from torchvision import models
 
     _torchvision_check(name)
-    build = partial(models.get_model, name)
-    known = _constructor(models.get_model_builder(name))
-    return _build(
-        f"torchvision/{name}", build, known, options, {"weights": "DEFAULT"} if pretrained else {}
-    )
+    builder = models.get_model_builder(name)
+    _refuse_loading(f"torchvision/{name}", builder, options)
+    weights = {"weights": "DEFAULT"} if pretrained else {}
+    return _build(f"torchvision/{name}", builder, _constructor(builder), options, weights)
 
 
 def _torchvision_info(name: str) -> ModelInfo:
@@ -170,8 +170,6 @@ def _build(
         ValueError: The network has no such option.
         RuntimeError: The pretrained weights could not be had.
     """
-    if taken := sorted({"pretrained", "weights"} & options.keys()):
-        raise ValueError(f"{label}: {taken[0]!r} is not an option of the network")
     try:
         return build(**weights, **options)
     except TypeError as error:
@@ -180,7 +178,7 @@ def _build(
         option = next((name for name in options if name not in known), ", ".join(options))
         raise ValueError(_no_option(label, option, known)) from error
     except Exception as error:
-        # The hub's "not in the cache and no network" is a ValueError too, beside an OSError.
+        # "No network" is an OSError, in some versions of the hub a ValueError as well.
         wrong_value = isinstance(error, ValueError) and not isinstance(error, OSError)
         if not weights or wrong_value:
             raise
@@ -188,6 +186,15 @@ def _build(
             f"could not get the pretrained weights of {label} ({type(error).__name__}: {error}). "
             "Without a network, build it with weights=PATH of a file that you have."
         ) from error
+
+
+def _refuse_loading(label: str, builder: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """What a builder names in its signature is how it loads files, and :func:`create` says that."""
+    if taken := [name for name in options if name in inspect.signature(builder).parameters]:
+        raise ValueError(
+            f"model {label!r} takes no option {taken[0]!r}; files are loaded with "
+            "pretrained=True or weights=PATH"
+        )
 
 
 def _constructor(builder: Callable[..., Any]) -> list[str]:
