@@ -2,7 +2,7 @@
 
 Papers: Grad-CAM: R. R. Selvaraju et al., ICCV 2017, arXiv:1610.02391 (guided Grad-CAM too).
 HiResCAM: R. L. Draelos, L. Carin, 2020, arXiv:2011.08891. LayerCAM: P.-T. Jiang et al., IEEE TIP
-    2021.
+2021.
 """
 
 from __future__ import annotations

@@ -2,13 +2,12 @@
 in the reverse order.
 
 Paper: K. Schulz, L. Sixt, F. Tombari, T. Landgraf, "Restricting the Flow: Information Bottlenecks
-    for Attribution",
-ICLR 2020, arXiv:2001.00396, section 4.3; after M. Ancona et al. 2018 and W. Samek et al. 2017.
+for Attribution", ICLR 2020, arXiv:2001.00396, section 4.3; after M. Ancona et al. 2018 and W. Samek
+et al. 2017.
 Departures: beside the paper's mean colour there are a blurred fill and the noisy linear fill of
-    ROAD (Rong et al. 2022),
-because a plain fill shows the model the shape of what was removed; where an image has fewer tiles
-than ``steps``, each tile is a step. Equal relevances are ordered at random; the paper's scripts
-leave that to the sort.
+ROAD (Rong et al. 2022), because a plain fill shows the model the shape of what was removed; where
+an image has fewer tiles than ``steps``, each tile is a step. Equal relevances are ordered at
+random; the paper's scripts leave that to the sort.
 """
 
 from __future__ import annotations

@@ -1,13 +1,11 @@
 """Noisy linear imputation: missing pixels that do not betray the shape of what was removed.
 
 Paper: Y. Rong, T. Leemann, V. Borisov, G. Kasneci, E. Kasneci, "A Consistent and Efficient
-    Evaluation Strategy for
-Attribution Methods" (ROAD), ICML 2022, arXiv:2202.00449, section 5.
+Evaluation Strategy for Attribution Methods" (ROAD), ICML 2022, arXiv:2202.00449, section 5.
 Departures: the authors solve a sparse system an image on the host; here all images are solved at
-    once on their
-device, by conjugate gradients preconditioned with a multigrid cycle, to the same solution. An image
-of which nothing is known becomes its own channel means (its system is singular, and the authors'
-code fails).
+once on their device, by conjugate gradients preconditioned with a multigrid cycle, to the same
+solution. An image of which nothing is known becomes its own channel means (its system is singular,
+and the authors' code fails).
 """
 
 from __future__ import annotations

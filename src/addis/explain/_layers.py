@@ -86,9 +86,8 @@ def find_layer(model: nn.Module, layer: str | nn.Module, x: Tensor | None = None
     """Finds a layer by name, by module, or by rule.
 
     ``"auto"`` takes the end of the middle stage: the sizes of the feature maps are listed from the
-        first to
-    the last, and of the middle size the last module of the outermost level is taken. That is
-    ``layer2`` of a ResNet and the 28 px stage of a VGG at 224 px, where the paper puts its
+    first to the last, and of the middle size the last module of the outermost level is taken. That
+    is ``layer2`` of a ResNet and the 28 px stage of a VGG at 224 px, where the paper puts its
     bottleneck.
 
     Args:

@@ -1,9 +1,9 @@
 """What a bottleneck's bits are worth: predictions with little of the image let through.
 
 Paper: K. Schulz et al., "Restricting the Flow", ICLR 2020, arXiv:2001.00396 (the trade-off of eq.
-    8). The split in what
-suffices and what is necessary follows P. Dabkowski, Y. Gal, "Real Time Image Saliency for Black Box
-Classifiers", NeurIPS 2017, with the bottleneck's own noise in place of a blank patch.
+8). The split in what suffices and what is necessary follows P. Dabkowski, Y. Gal, "Real Time Image
+Saliency for Black Box Classifiers", NeurIPS 2017, with the bottleneck's own noise in place of a
+blank patch.
 """
 
 from __future__ import annotations

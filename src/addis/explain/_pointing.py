@@ -2,14 +2,12 @@
 class.
 
 Papers: the bounding-box ratio is that of K. Schulz et al., "Restricting the Flow: Information
-    Bottlenecks for
-Attribution", ICLR 2020, arXiv:2001.00396, section 4.4; the grid pointing game is that of M. Böhle,
-M. Fritz, B. Schiele, "Convolutional Dynamic Alignment Networks for Interpretable Classifications",
-CVPR 2021, arXiv:2104.00032, section 4.2.
+Bottlenecks for Attribution", ICLR 2020, arXiv:2001.00396, section 4.4; the grid pointing game is
+that of M. Böhle, M. Fritz, B. Schiele, "Convolutional Dynamic Alignment Networks for Interpretable
+Classifications", CVPR 2021, arXiv:2104.00032, section 4.2.
 Departures: pixels of equal relevance at the edge of the ranking count with the part of them that is
-    inside, the mean over
-all ways to order them. Mosaics draw any images of distinct classes; Böhle et al. take the most
-confident ones.
+inside, the mean over all ways to order them. Mosaics draw any images of distinct classes; Böhle et
+al. take the most confident ones.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
 """Readout bottleneck: a small network that has learned the masks, so that a map costs one pass.
 
 Paper: K. Schulz, L. Sixt, F. Tombari, T. Landgraf, "Restricting the Flow: Information Bottlenecks
-    for Attribution",
-ICLR 2020, arXiv:2001.00396, section 3.3.
+for Attribution", ICLR 2020, arXiv:2001.00396, section 3.3.
 Departures: features are normalised by mean and standard deviation (the paper's code divides only);
-    the floor of the
-standard deviation holds here too; the hidden width is 2C, as in the released weights, where the
-paper's text has C/4.
+the floor of the standard deviation holds here too; the hidden width is 2C, as in the released
+weights, where the paper's text has C/4.
 """
 
 from __future__ import annotations

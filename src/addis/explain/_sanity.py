@@ -2,12 +2,11 @@
 layer from the top?
 
 Paper: J. Adebayo, J. Gilmer, M. Muelly, I. Goodfellow, M. Hardt, B. Kim, "Sanity Checks for
-    Saliency Maps", NeurIPS 2018,
-arXiv:1810.03292, section 3.1; used by K. Schulz et al., ICLR 2020, arXiv:2001.00396, section 4.1.
+Saliency Maps", NeurIPS 2018, arXiv:1810.03292, section 3.1; used by K. Schulz et al., ICLR 2020,
+arXiv:2001.00396, section 4.1.
 Departures: three similarities are given where Schulz et al. print SSIM alone, because SSIM is low
-    for any two noisy maps,
-whatever they show (A. Binder et al., CVPR 2023, arXiv:2211.12486; A. Hedström et al. 2024,
-arXiv:2401.06465).
+for any two noisy maps, whatever they show (A. Binder et al., CVPR 2023, arXiv:2211.12486; A.
+Hedström et al. 2024, arXiv:2401.06465).
 """
 
 from __future__ import annotations

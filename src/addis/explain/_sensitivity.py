@@ -2,13 +2,11 @@
 without them?
 
 Paper: M. Ancona, E. Ceolini, C. Öztireli, M. Gross, "Towards Better Understanding of Gradient-Based
-    Attribution Methods
-for Deep Neural Networks", ICLR 2018, arXiv:1711.06104, section 3.2; on tiles as in K. Schulz et
-al., ICLR 2020, arXiv:2001.00396, section 4.2.
+Attribution Methods for Deep Neural Networks", ICLR 2018, arXiv:1711.06104, section 3.2; on tiles as
+in K. Schulz et al., ICLR 2020, arXiv:2001.00396, section 4.2.
 Departures: subsets are always drawn without replacement (the scripts of Schulz et al. draw 1x1
-    tiles with it). Every
-image has subsets of its own, and all maps of a comparison may be judged on the same ones with
-:func:`subset_drops`.
+tiles with it). Every image has subsets of its own, and all maps of a comparison may be judged on
+the same ones with :func:`subset_drops`.
 """
 
 from __future__ import annotations
