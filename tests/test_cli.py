@@ -4,13 +4,14 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from addis.cli import main
 from addis.methods import methods
-from addis.study import StoreError
+from addis.study import Row, StoreError, absent
 from tests.study.trials import toy
 
 COLOUR = re.compile(r"\x1b\[(\d+;)*3[1-7]m")
@@ -166,3 +167,44 @@ def test_a_reader_that_leaves_early_is_no_error():
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stdout == "[\n"
     assert done.stderr == ""
+
+
+def test_show_tells_the_problem_the_scales_and_the_last_verdicts(toy_is_paper_99, capsys):
+    assert words("show", "99") == 0
+    shown = capsys.readouterr().out
+    assert "Nobody has it." in shown
+    assert "No results yet: addis run 99" in shown
+    run_toy()
+    assert words("show", "99") == 0
+    assert "not reproduced" in capsys.readouterr().out
+    assert words("show", "99", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["scales"]["tiny"]["points"] == 6
+    assert found["results"][0]["claims"][0]["id"] == "A"
+
+
+def test_bench_prints_the_rows_and_keeps_them_for_the_report(monkeypatch, tmp_path, capsys):
+    def rows(*, full: bool, device: str) -> Iterator[Row]:
+        yield Row(
+            work="work", peer="peer", version="1.2", unit="ms", addis=1.0, peer_value=2.0,
+            ratio=0.5, target=0.8, note=f"{full} {device}",
+        )  # fmt: skip
+        yield absent("work", "nobody", "not installed")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("addis.study.benchmarks", lambda paper: [rows])
+    assert words("bench", "16", "--full") == 0
+    shown = capsys.readouterr().out
+    assert "peer 1.2" in shown
+    assert "True cpu" in shown
+    assert words("bench", "double-descent", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.keys() == {"paper", "machine", "rows"}
+    assert [row["ratio"] for row in found["rows"]] == [0.5, None]
+    assert Path("results/16/bench.json").is_file()
+
+
+@pytest.mark.parametrize("command", ["run", "bench"])
+def test_no_paper_at_all_is_an_error(command, capsys):
+    assert words(command) == 2
+    assert "name at least one paper" in capsys.readouterr().err
