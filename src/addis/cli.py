@@ -7,6 +7,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -33,6 +34,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if words == ["--version"]:
         sys.stdout.write(f"addis {addis.__version__}\n")
         sys.exit(0)
+    sys.path.append(str(Path.cwd()))  # last: for "module:factory", never in the place of a library
     try:
         code = tyro.extras.subcommand_cli_from_dict(
             _subcommands(),
