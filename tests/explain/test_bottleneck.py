@@ -337,6 +337,18 @@ def test_dead_units_give_no_nan():
     assert float(att.channel_bits[:, 3:].min()) > 0
 
 
+def test_cells_that_were_never_active_pass_nothing_and_cost_nothing():
+    model, seen = small_cnn(), []
+    iba = bottleneck(model)
+    iba.stats.nonzero[0] = 0
+    model[3].register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
+    att = iba.attribute(images(), 1)
+    assert float(model[:3](images()).detach()[:, 0].max()) > 0.5
+    assert max(float(z[:, 0].abs().max()) for z in seen if len(z) == 40) == 0
+    assert float(att.capacity[:, 0].abs().max()) == 0
+    assert float(att.capacity[:, 1:].min()) > 0
+
+
 def test_halfnormal_statistics_clamp_by_themselves():
     model = small_cnn()
     iba = InformationBottleneck(model, "2", seed=0)

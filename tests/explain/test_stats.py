@@ -31,6 +31,22 @@ def test_any_chunking_gives_numpys_moments(chunk):
     assert stats.n == 57
 
 
+def test_float32_features_keep_their_deviation_on_top_of_a_large_mean():
+    values = (features() / 5 + 9000).float()
+    stats = BottleneckStats((3, 4))
+    for part in values.split(10):
+        stats.update(part)
+    np.testing.assert_allclose(stats.mean, values.double().mean(0), rtol=1e-9)
+    np.testing.assert_allclose(stats.std, values.double().std(0), rtol=1e-5)
+
+
+def test_features_whose_squares_overflow_are_still_counted():
+    values = torch.tensor([[1e25], [-1e25], [3e25]])
+    stats = BottleneckStats((1,))
+    stats.update(values)
+    torch.testing.assert_close(stats.std, values.double().std(0))
+
+
 def test_merging_two_halves_is_seeing_the_whole():
     values = features()
     halves = [BottleneckStats((3, 4)), BottleneckStats((3, 4))]

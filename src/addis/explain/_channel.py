@@ -130,7 +130,7 @@ class Prior:
         """Draws of Z = lambda R + (1 - lambda) eps, eq. 1.
 
         Args:
-            features: R, ``(N, ...)``.
+            features: R, ``(N, ...)``, 0 in an inactive cell.
             mask: lambda, ``(N, ...)`` in ``[0, 1]``.
             noise: Standard normal, ``(N, D, ...)`` or ``(1, D, ...)``.
 
@@ -138,14 +138,8 @@ class Prior:
             ``(N * D, ...)``, the draws of one image together.
         """
         eps = torch.addcmul(self.mean, noise, self.std)
-        z = torch.lerp(eps, (features * self.active)[:, None], mask[:, None])
+        z = torch.lerp(eps, features[:, None], mask[:, None])
         return (z.clamp_min(0) if self.clamp else z).flatten(0, 1)
-
-    def capacity(self, features: Tensor, mask: Tensor, share: Tensor) -> Tensor:
-        """Information of each cell in nats, ``(N, ...)``; ``mask`` lambda and ``share`` 1 -
-        lambda.
-        """
-        return capacity_nats(self.normalised(features), mask, share) * self.active
 
     def normalised(self, features: Tensor) -> Tensor:
         """Features less their mean, over their standard deviation; 0 in an inactive cell."""

@@ -11,9 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from addis.explain._fold import folded
 from addis.explain._gradients import Target, baseline_image
 from addis.explain._inputs import as_targets, check_input, class_scores
 from addis.explain._layers import undisturbed
+from addis.explain._local import Box, PatchedForward
 
 __all__ = ["occlusion"]
 
@@ -26,7 +28,7 @@ def occlusion(
     patch: int = 8,
     stride: int | None = None,
     baseline: Literal["channel_mean", "zero"] | Tensor = "channel_mean",
-    batch_size: int = 32,
+    batch_size: int = 16,
 ) -> Tensor:
     """Covers every patch in turn; a pixel gets the mean fall of the logit over the patches that
     cover it.
@@ -62,8 +64,9 @@ def occlusion(
     with undisturbed(model) as inner, torch.no_grad():
         logits = class_scores(inner(x))
         classes = as_targets(target, logits)
-        scores = _covered_scores(inner, x, cover, classes, rows, cols, batch_size)
-    fall = logits.gather(1, classes[:, None])[:, :, None] - scores
+        boxes = [(*row, *col) for row in rows for col in cols]
+        scores = _covered_scores(inner, x, cover, classes, boxes, batch_size)
+    fall = (logits.gather(1, classes[:, None]) - scores).view(len(x), len(rows), len(cols))
     weights_h, weights_w = (
         _membership(r, n, x) for r, n in zip((rows, cols), x.shape[2:], strict=True)
     )
@@ -90,22 +93,19 @@ def _covered_scores(
     x: Tensor,
     cover: Tensor,
     classes: Tensor,
-    rows: list[tuple[int, int]],
-    cols: list[tuple[int, int]],
+    boxes: list[Box],
     batch_size: int,
 ) -> Tensor:
-    """Target logit with each patch covered, ``(N, rows, cols)``."""
-    n, places = len(x), len(rows) * len(cols)
+    """Target logit with each patch covered, ``(N, P)``."""
+    n, places = len(x), len(boxes)
+    longest = max(max(bottom - top, right - left) for top, bottom, left, right in boxes)
+    forward = PatchedForward(folded(model, x), x, longest)
     scores = torch.empty(n * places, dtype=x.dtype, device=x.device)
     for chunk in torch.split(torch.arange(n * places), batch_size):
         image = chunk // places
-        batch = x[image.to(x.device)]
-        for place, (i, cell) in enumerate(
-            zip(image.tolist(), (chunk % places).tolist(), strict=True)
-        ):
-            (top, bottom), (left, right) = rows[cell // len(cols)], cols[cell % len(cols)]
-            batch[place, :, top:bottom, left:right] = cover[i, :, top:bottom, left:right]
-        logits = class_scores(model(batch))
+        logits = class_scores(
+            forward(image.tolist(), [boxes[place] for place in (chunk % places).tolist()], cover)
+        )
         wanted = classes[image.to(classes.device)][:, None]
         scores[chunk.to(x.device)] = logits.gather(1, wanted)[:, 0].to(x.dtype)
-    return scores.view(n, len(rows), len(cols))
+    return scores.view(n, places)

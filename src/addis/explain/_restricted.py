@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from addis.explain._channel import Layout, LayoutName, Prior, blur, layout_of, resize_to, smoothing
+from addis.explain._channel import (
+    Layout,
+    LayoutName,
+    Prior,
+    blur,
+    capacity_nats,
+    layout_of,
+    resize_to,
+    smoothing,
+)
 from addis.explain._split import Split, Splitter
 from addis.explain._stats import BottleneckStats
 
@@ -24,7 +33,8 @@ class Restricted:
         split: The model cut after the layer.
         prior: What replaces a masked cell.
         layout: Where channels and positions are in the features.
-        features: R in at least float32, ``(N, ...)``.
+        features: R in at least float32, ``(N, ...)``, 0 in an inactive cell.
+        normal: R less its mean, over its standard deviation, ``(N, ...)``; 0 in an inactive cell.
         matrices: The blur of each spatial axis.
         images: Spatial size of the input.
         draws: D, noise draws of each image.
@@ -34,6 +44,7 @@ class Restricted:
     prior: Prior
     layout: Layout
     features: Tensor
+    normal: Tensor
     matrices: tuple[Tensor, ...]
     images: tuple[int, ...]
     draws: int
@@ -70,7 +81,7 @@ class Restricted:
 
     def capacity(self, mask: Tensor, share: Tensor) -> Tensor:
         """Information of each cell in nats, ``(N, ...)``."""
-        return self.prior.capacity(self.features, mask, share)
+        return capacity_nats(self.normal, mask, share) * self.prior.active
 
     def bits(self, capacity: Tensor) -> Tensor:
         """Total information of each image in bits, ``(N,)``."""
@@ -123,8 +134,15 @@ def restrict(
     where = layout_of(shape, tuple(x.shape[1:]), layout)
     matrices = tuple(smoothing(size, smooth, features) for size in where.spatial) if smooth else ()
     return Restricted(
-        split, prior, where, features, matrices, tuple(x.shape[2:]), draws
-    )  # fmt: skip
+        split=split,
+        prior=prior,
+        layout=where,
+        features=features * prior.active,
+        normal=prior.normalised(features),
+        matrices=matrices,
+        images=tuple(x.shape[2:]),
+        draws=draws,
+    )
 
 
 _LN2 = math.log(2)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from addis.explain._fold import folded
 from addis.explain._gradients import Target
 from addis.explain._inputs import as_targets, check_input, class_scores
 from addis.explain._layers import undisturbed
@@ -64,12 +65,13 @@ def rise(
     step = max(batch_size // len(x), 1)
     with undisturbed(model) as inner, torch.no_grad():
         classes = as_targets(target, class_scores(inner(x)))
+        fast = folded(inner, x)
         for grid, shift in zip(
             torch.split(grids.float(), step), torch.split(shifts, step), strict=True
         ):
             mask = _masks(grid, shift, tuple(x.shape[2:])).to(x)
             seen = (x[:, None] * mask[None, :, None]).flatten(0, 1)
-            chances = class_scores(inner(seen)).softmax(dim=1)
+            chances = class_scores(fast(seen)).softmax(dim=1)
             wanted = classes.repeat_interleave(len(mask))[:, None]
             weights = chances.gather(1, wanted).view(len(x), -1).to(x.dtype)
             total += torch.einsum("nm,mhw->nhw", weights, mask)

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from addis.explain._layers import Layer, capture, check_runs, first_tensor, with_first_tensor
 
-__all__ = ["Split", "Splitter"]
+__all__ = ["Split", "Splitter", "evaluate_node"]
 
 How = Literal["suffix", "head", "re-entry"]
 
@@ -154,7 +154,7 @@ class _Suffix:
         with torch.no_grad():
             for node in (*self._constants, *self._prefix):
                 if node not in env:
-                    env[node] = _evaluate(self._model, node, env)
+                    env[node] = evaluate_node(self._model, node, env)
         values = {node: env[node] for node in self._side}
         if not all(isinstance(v, Tensor) and v.shape[:1] == x.shape[:1] for v in values.values()):
             return None
@@ -165,17 +165,18 @@ class _Suffix:
         env: dict[fx.Node, Any] = {node: value.clone() for node, value in side.items()}
         env[self._entry] = z  # the side values are copied: the suffix may work in place
         for node in self._constants:
-            env[node] = _evaluate(self._model, node, env)
+            env[node] = evaluate_node(self._model, node, env)
         for node in self._nodes:
             if node.op == "output":
                 return fx.node.map_arg(node.args[0], env.__getitem__)
-            env[node] = _evaluate(self._model, node, env)
+            env[node] = evaluate_node(self._model, node, env)
             for done in self._last_use.get(node, ()):
                 env.pop(done, None)
         raise RuntimeError("the traced model has no output that depends on the layer")
 
 
-def _evaluate(model: nn.Module, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
+def evaluate_node(model: nn.Module, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
+    """The value of a node of a traced model, given those of its arguments."""
     args = fx.node.map_arg(node.args, env.__getitem__)
     kwargs = fx.node.map_arg(node.kwargs, env.__getitem__)
     match node.op:

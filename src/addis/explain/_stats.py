@@ -7,6 +7,7 @@ chunking matters beyond rounding.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -128,11 +129,12 @@ class BottleneckStats(nn.Module):
             raise ValueError(f"features must have shape (N, {self.shape}), got (N, {got})")
         if not len(features):
             return
-        check_finite("features", features)
-        values = features.to(self.mean)
-        mean = values.mean(dim=0)
-        squares = (values - mean).square_().sum(dim=0)
-        self._merge(len(values), mean, squares, (values != 0).sum(dim=0))
+        moments = _moments(features)
+        if not math.isfinite(float(moments.sum())):
+            check_finite("features", features)
+            moments = _moments(features.double())  # finite, but too large for its own squares
+        mean, squares, nonzero = moments.view(3, *self.shape)
+        self._merge(len(features), mean, squares, nonzero)
 
     def merge(self, other: BottleneckStats) -> None:
         """Adds the samples of other statistics of the same layer, as if they had been seen here.
@@ -226,14 +228,33 @@ class BottleneckStats(nn.Module):
         if n == 0:
             return
         delta = mean - self.mean
-        self.mean += delta * (n / total)
-        self.squares += squares + delta.square() * (before * n / total)
-        self.nonzero += nonzero
+        self.mean.add_(delta, alpha=n / total)
+        self.squares.add_(squares).addcmul_(delta, delta, value=before * n / total)
+        self.nonzero.add_(nonzero.long())
         self.count.fill_(total)
 
     def _need_two(self) -> None:
         if self.n < 2:
             raise ValueError(f"statistics need at least 2 samples, got {self.n}")
+
+
+def _moments(features: Tensor) -> Tensor:
+    """Mean, sum of squares about it, and number of nonzero samples of a batch, ``(3, D)`` float64.
+
+    Sums are matrix products in the features' own precision, at least float32, about the batch's
+    rounded mean; what that rounding misses is added in float64.
+    """
+    values = features.to(torch.promote_types(features.dtype, torch.float32)).flatten(1)
+    n = len(values)
+    ones = values.new_ones(1, n)
+    centre = (ones @ values).div_(n)
+    scratch = torch.empty_like(values)  # one for both, so that it stays in the cache
+    nonzero = ones @ torch.ne(values, 0, out=scratch)
+    missed = ones @ torch.sub(values, centre, out=scratch)
+    squares = ones @ scratch.square_()
+    mean, missed, squares, nonzero = torch.cat([centre, missed, squares, nonzero]).double()
+    squares = torch.addcmul(squares, missed, missed, value=-1 / n).clamp_min_(0)
+    return torch.stack([mean.add_(missed, alpha=1 / n), squares, nonzero])
 
 
 def estimate_all(

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import copy
+
+import torch
+import torchvision
+from torch import nn
+
+from addis.explain._fold import folded
+
+
+def test_the_copy_computes_the_same_without_batch_norms():
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=5).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2.0)
+    before = copy.deepcopy(model.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    fast = folded(model, x)
+    assert fast is not model
+    used = {node.target for node in fast.graph.nodes if node.op == "call_module"}
+    assert not any(isinstance(fast.get_submodule(name), nn.BatchNorm2d) for name in used)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_convolution_that_is_read_twice_or_run_twice_keeps_its_norm():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+            self.norm.running_mean.fill_(0.7)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return self.norm(self.conv(x)).sum((2, 3)) + y.sum((2, 3))
+
+    model = Twice().eval()
+    x = torch.randn(2, 3, 8, 8)
+    fast = folded(model, x)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-3)
+
+
+def test_a_model_that_cannot_be_traced_is_used_as_it_is():
+    class Flow(nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3)) if x.sum() > 0 else -x.mean((2, 3))
+
+    model = Flow().eval()
+    assert folded(model, torch.randn(1, 3, 4, 4)) is model
