@@ -413,12 +413,16 @@ def test_exits_are_the_decoders_of_every_block() -> None:
 def test_stats_name_the_losses_of_every_block() -> None:
     x, y = batch()
     local = seeded(conv_net(), loss="predsim", beta=0.5)
+    for _ in range(3):
+        local.train_step(x, y)
+    exits = copy.deepcopy(local).exits(x)
     stats = local.train_step(x, y)
+    wrong = [(logits.argmax(1) != y).float().mean() for logits in exits]
+    assert torch.equal(stats.errors, torch.stack(wrong))
     assert stats.blocks == local.blocks
     torch.testing.assert_close(stats.losses[:-1], 0.5 * (stats.pred + stats.sim)[:-1])
     assert stats.sim[-1].isnan()
     assert torch.equal(stats.pred[-1], stats.losses[-1])
-    assert ((stats.errors >= 0) & (stats.errors <= 1)).all()
     assert seeded(conv_net(), loss="sim").train_step(x, y).errors[:-1].isnan().all()
 
 
@@ -545,8 +549,9 @@ def test_bad_batches_are_refused_before_any_block_learns() -> None:
     local = seeded(conv_net())
     before = copy.deepcopy(local.state_dict())
     x, y = batch()
-    with pytest.raises(ValueError, match=r"\[0, 3\], got values from -1 to 7"):
-        local.train_step(x, torch.tensor([-1, *[0] * 10, 7]))
+    for wrong, found in ((-1, "-1 to 0"), (4, "0 to 4")):
+        with pytest.raises(ValueError, match=rf"\[0, 3\], got values from {found}"):
+            local.train_step(x, torch.tensor([wrong, *[0] * 11]))
     with pytest.raises(ValueError, match="x must be"):
         local.train_step(x[:, :, :4], y)
     with pytest.raises(ValueError, match="one length"):
