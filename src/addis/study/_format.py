@@ -8,7 +8,7 @@ __all__ = ["spread_text", "value_text"]
 
 
 def value_text(value: float | str | None, unit: str = "") -> str:
-    """A value with its unit, to four significant digits; a dash for none.
+    """A number with its unit, to four significant digits; a text as it is; a dash for none.
 
     >>> value_text(0.123456, "bits")
     '0.1235 bits'
@@ -17,8 +17,9 @@ def value_text(value: float | str | None, unit: str = "") -> str:
     """
     if value is None:
         return "–"
-    text = str(value) if isinstance(value, str | bool) else _number(value)
-    return f"{text} {unit}".strip()
+    if isinstance(value, str | bool):
+        return str(value)
+    return f"{_number(value)} {unit}".strip()
 
 
 def spread_text(spread: float | Sequence[float | None] | None) -> str:
