@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from addis import explain
 from addis.explain import BASELINES, CAMS
+from addis.explain._rise import _masks
 from tests.explain import oracles
 
 
@@ -234,6 +235,21 @@ def test_guided_backprop_treats_functions_and_methods_as_modules():
     torch.testing.assert_close(explain.guided_backprop(model, images(), TARGET), want)
     with pytest.raises(ValueError, match="needs a ReLU"):
         explain.guided_backprop(LinearModel(), images(), TARGET)
+
+
+def test_guided_backprop_stops_what_is_negative_on_its_way_back():
+    model = nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(2, 1, bias=False)).eval()
+    model[2].weight.data = torch.tensor([[3.0, -2.0]])
+    x = torch.ones(1, 1, 1, 2)
+    assert explain.guided_backprop(model, x, None)[0, 0].tolist() == [3.0, 0.0]
+    assert explain.saliency(model, x, None)[0, 0].tolist() == [3.0, 2.0]
+
+
+def test_masks_of_rise_are_shifted_by_their_part_of_a_cell():
+    grids = (torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    still = _masks(grids, torch.tensor([[0.0, 0.0]]), (28, 28))
+    moved = _masks(grids, torch.tensor([[0.5, 0.25]]), (28, 28))
+    torch.testing.assert_close(moved[:, :26, :27], still[:, 2:, 1:])
 
 
 def test_random_maps_are_uniform_and_repeat_with_their_seed():

@@ -46,16 +46,17 @@ def sure(scale: float = 40.0) -> nn.Sequential:
 
 
 def test_one_image_is_explained_as_by_the_papers_algorithm_written_plainly():
-    iba = bottleneck(steps=4, draws=3, active_threshold=0.0)
+    iba = bottleneck(sure(), steps=10, draws=3, active_threshold=0.0, beta=1.0)
     x = images(1)
     att = iba.attribute(x, 2)
     features = iba.model[:3](x)[0].detach()
     noise = Noise([0], 3, features[None])
     want = oracles.fit_one_image(
         iba.model[3:], features, iba.stats.mean.float(), iba.stats.std.float().clamp_min(0.01), 2,
-        [noise.draw()[0] for _ in range(4)], beta=10.0, lr=1.0, blur_std=1.0,
+        [noise.draw()[0] for _ in range(10)], beta=1.0, lr=1.0, blur_std=1.0,
     )  # fmt: skip
-    torch.testing.assert_close(att.capacity[0], want, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(att.capacity[0], want, rtol=1e-3, atol=1e-3)
+    assert float(att.capacity.max()) > 10 * float(att.capacity.median())
 
 
 @pytest.mark.parametrize(("beta", "wanted"), [(0.02, 3.0), (0.2, 3.0), (1.0, 1.5)])
@@ -103,6 +104,12 @@ def test_a_wide_open_start_leaves_the_loss_of_the_clean_model():
     x, target = images(), torch.tensor([0, 1, 2, 3])
     clean = F.cross_entropy(iba.model(x), target, reduction="none")
     torch.testing.assert_close(iba.attribute(x, target).history["objective"][0], clean.detach())
+
+
+def test_a_nearly_open_mask_keeps_its_digits():
+    att = bottleneck(alpha0=25.0, steps=1, lr=1e-6).attribute(images(), 1)
+    assert float(att.capacity.min()) > 24.0
+    assert float(att.capacity.median()) < 27.0
 
 
 def test_the_loss_is_the_objective_plus_beta_times_the_mean_information():
@@ -269,6 +276,15 @@ def test_tokens_are_mapped_to_their_grid_and_the_class_token_counts_in_the_total
     assert att.channel_bits.shape == (4, 8)
 
 
+def test_the_fused_update_is_the_plain_one_in_every_layout(monkeypatch):
+    torch.manual_seed(0)
+    model = Tokens().eval()
+    want = bottleneck(model, "block").attribute(images(), 1).capacity
+    adam = torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda params, lr, fused: adam(params, lr=lr))
+    torch.testing.assert_close(bottleneck(model, "block").attribute(images(), 1).capacity, want)
+
+
 def test_a_vector_gives_the_bits_of_each_unit():
     att = bottleneck(layer="6").attribute(images(), 1)
     assert att.map.shape == (4, 8)
@@ -362,7 +378,8 @@ def test_halfnormal_statistics_clamp_by_themselves():
 def test_a_regression_and_a_model_with_one_output_are_explained():
     model = nn.Sequential(*small_cnn()[:7], nn.Linear(8, 1)).eval()
     iba = bottleneck(model)
-    assert iba.attribute(images()).map.shape == (4, 16, 16)
+    att = iba.attribute(images(), objective=lambda out, _: F.softplus(-out[:, 0]))
+    torch.testing.assert_close(iba.attribute(images()).map, att.map)
     wanted = iba.model(images()).detach()[:, 0]
     att = iba.attribute(images(), objective=lambda out, i: (out[:, 0] - wanted[i]).square())
     assert float(att.total_bits.min()) > 0

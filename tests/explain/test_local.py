@@ -26,20 +26,23 @@ class Shortcuts(nn.Module):
         return self.fc(torch.relu(self.deep(self.pool(x))).mean((2, 3)))
 
 
-def boxes(size: int, patch: int, step: int) -> list[tuple[int, int, int, int]]:
-    spans = [(s, min(s + patch, size)) for s in range(0, size, step)]
-    return [(*row, *col) for row in spans for col in spans]
+def boxes(height: int, width: int, patch: int, step: int) -> list[tuple[int, int, int, int]]:
+    rows, cols = (
+        [(start, min(start + patch, side)) for start in range(0, side, step)]
+        for side in (height, width)
+    )
+    return [(*row, *col) for row in rows for col in cols]
 
 
-def check(model: nn.Module, size: int, patch: int, step: int) -> str:
+def check(model: nn.Module, size: int, patch: int, step: int, width: int | None = None) -> str:
     torch.manual_seed(1)
     model = model.eval().requires_grad_(False)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()
             module.bias.data.normal_()
-    x, cover = torch.randn(2, 3, size, size), torch.randn(2, 3, size, size)
-    places = boxes(size, patch, step)
+    x, cover = torch.randn(2, 2, 3, size, width or size)
+    places = boxes(size, width or size, patch, step)
     index = [i % 2 for i in range(len(places))]
     with torch.no_grad():
         forward = PatchedForward(folded(model, x), x, patch)
@@ -73,6 +76,8 @@ def test_an_image_whose_side_the_stride_does_not_divide_runs_whole_or_to_a_small
     torch.manual_seed(0)
     check(Shortcuts(), 50, 6, 7)
     check(Shortcuts(), 51, 6, 7)
+    check(Shortcuts(), 51, 6, 7, width=64)
+    check(Shortcuts(), 64, 6, 7, width=51)
 
 
 def test_a_model_that_mixes_positions_at_once_runs_whole():

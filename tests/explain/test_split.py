@@ -20,8 +20,18 @@ class Shortcut(nn.Module):
 
     def forward(self, x, gain=2.0):
         side = self.a(x)
-        side += F.relu(self.b(side)) * self.scale
+        side = side.add_(F.relu(self.b(side)) * self.scale)
         return self.fc(gain * side.mean((2, 3)))
+
+
+class Mutated(Shortcut):
+    """A value from before the layer is changed after it, which no trace shows."""
+
+    def forward(self, x):
+        side = self.a(x)
+        deep = self.b(side)
+        side.add_(deep)
+        return self.fc(side.mean((2, 3)) + deep.mean((2, 3)))
 
 
 class Flow(Shortcut):
@@ -97,8 +107,10 @@ def rows(model: nn.Module, x: torch.Tensor, repeats: int, layer: str = "b"):
 
 @pytest.mark.parametrize(
     ("kind", "how"),
-    [(Shortcut, "suffix"), (Gated, "suffix"), (Flow, "re-entry"), (BatchInt, "re-entry"),
-     (Pair, "re-entry")],
+    [
+        (Shortcut, "suffix"), (Gated, "suffix"), (Flow, "re-entry"), (BatchInt, "re-entry"),
+        (Mutated, "re-entry"), (Pair, "re-entry"),
+    ],
 )  # fmt: skip
 def test_the_head_is_the_model_from_the_layer_on(kind, how):
     torch.manual_seed(0)
@@ -139,8 +151,10 @@ def test_gradients_may_be_off_in_the_head():
     model = Flow().eval()
     with undisturbed(model):
         split = Splitter(model, find_layer(model, "b"))(torch.randn(1, 3, 6, 6), 1)
+        z = split.features.clone().requires_grad_()
         with torch.no_grad():
-            assert not split.head(split.features.clone()).requires_grad
+            assert not split.head(z).requires_grad
+            assert not torch.is_grad_enabled()
 
 
 def test_the_callers_head_is_used_and_checked():

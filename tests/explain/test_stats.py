@@ -40,6 +40,14 @@ def test_float32_features_keep_their_deviation_on_top_of_a_large_mean():
     np.testing.assert_allclose(stats.std, values.double().std(0), rtol=1e-5)
 
 
+def test_a_mean_that_float32_cannot_hold_is_made_good():
+    values = torch.tensor([[1e7], [1e7 + 1], [1e7 + 1]])
+    stats = BottleneckStats((1,))
+    stats.update(values)
+    torch.testing.assert_close(stats.mean, values.double().mean(0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(stats.std, values.double().std(0), rtol=1e-6, atol=0)
+
+
 def test_features_whose_squares_overflow_are_still_counted():
     values = torch.tensor([[1e25], [-1e25], [3e25]])
     stats = BottleneckStats((1,))
