@@ -36,6 +36,7 @@ def rows(*, full: bool = False, device: str = "cpu") -> Iterator[Row]:
         x = torch.randn(1, 3, 224, 224, device=device)
         data = torch.randn(8, 3, 224, 224, device=device)
         yield from _library_rows(model, x, data, full, device)
+        yield _floor(model, x, data, device)
         yield from _captum_rows(model, x, data, full, device)
         yield _statistics(device)
         yield _noise(model, x, data)
@@ -118,6 +119,31 @@ def _library_rows(
             )
         peer.detach()
         model.zero_grad(set_to_none=True)
+
+
+def _floor(model: nn.Module, x: Tensor, data: Tensor, device: str) -> Row:
+    """How much of the time is the network's own: its last stage forward and back to the input."""
+    iba = _bottleneck(model, "layer3", data)
+    parts = [model.get_submodule(name) for name in ("layer4", "avgpool")]
+    suffix = nn.Sequential(*parts, nn.Flatten(), model.get_submodule("fc"))
+    features = torch.rand(10, 256, 14, 14, device=device)
+    labels = torch.full((10,), CLASS, device=device)
+
+    def network_alone() -> None:
+        for _ in range(10):
+            leaf = features.clone().requires_grad_()
+            torch.autograd.grad(F.cross_entropy(suffix(leaf), labels), leaf)
+
+    return timed_row(
+        "IBA, ResNet-18, 224 px, layer3, 10 steps x 10 draws, one image",
+        partial(iba.attribute, x, CLASS),
+        "layer4 and the classifier alone, 10 times forward and back",
+        torch.__version__,
+        network_alone,
+        repeats=3,
+        device=device,
+        note="the floor: no bottleneck, no first pass; only fewer draws can go below 1",
+    )
 
 
 def _captum_rows(
