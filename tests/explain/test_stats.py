@@ -180,4 +180,5 @@ def test_resized_statistics_of_a_constant_are_constant():
 def test_no_warning_with_enough_samples():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        BottleneckStats.estimate(model().eval(), "2", torch.randn(1000, 1, 6, 6))
+        stats = BottleneckStats.estimate(model().eval(), "2", torch.randn(1000, 1, 6, 6))
+    assert stats.n == 1000

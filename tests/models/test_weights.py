@@ -56,7 +56,10 @@ def test_counter_of_batches_may_be_missing(tmp_path: Path) -> None:
     want = state()
     del want["1.num_batches_tracked"]
     save_file(want, tmp_path / "w.safetensors")
-    load_weights(net(), tmp_path / "w.safetensors")
+    model = net()
+    load_weights(model, tmp_path / "w.safetensors")
+    found = model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in want.items())
 
 
 def test_every_disagreement_is_listed_by_name_and_the_model_left_alone(tmp_path: Path) -> None:

@@ -50,6 +50,15 @@ def test_no_verdict_without_numbers_and_no_silence_without_a_reason(changes, mes
         Claim(id="A", text="t", paper=None, **changes)
 
 
+def test_what_does_not_hold_is_not_reproduced_whoever_broke_it_later():
+    verdicts = [
+        Claim(id="A", text="t", paper=1, measured=1.0, holds=holds, broken_by=later).verdict
+        for holds in (True, False)
+        for later in ("", "a later paper")
+    ]
+    assert verdicts == ["reproduced", "broken since", "not reproduced", "not reproduced"]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.00012345, "0.0001234"), (1234567, "1 234 567"), (2.0, "2"), (True, "True"), ("up", "up")],

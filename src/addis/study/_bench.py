@@ -6,7 +6,7 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,10 +127,3 @@ def peer_repository(name: str, commit: str) -> Path | None:
 def _wait(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
-
-
-def ahead(rows: Sequence[Row]) -> bool:
-    """Whether every row that has a ratio and a target reaches it."""
-    return all(
-        row.ratio <= row.target for row in rows if row.ratio is not None and row.target is not None
-    )

@@ -117,9 +117,9 @@ class Claim:
         """
         if self.holds is None:
             return "not judged"
-        if self.broken_by:
-            return "broken since"
-        return "reproduced" if self.holds else "not reproduced"
+        if not self.holds:
+            return "not reproduced"
+        return "broken since" if self.broken_by else "reproduced"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

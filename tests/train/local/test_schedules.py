@@ -147,6 +147,7 @@ def test_a_step_waits_for_nothing() -> None:
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        local.train_step(x, y)
+        stats = local.train_step(x, y)
     finally:
         torch.cuda.set_sync_debug_mode(mode)
+    assert stats is not None
