@@ -51,14 +51,13 @@ class InformationBottleneck(nn.Module):
 
     For each image a mask ``lambda = blur(sigmoid(alpha))`` is fitted by Adam on ``alpha`` to
     ``objective + beta * mean(I)``, eq. 8, where ``I`` is the information of each cell (eq. 6) and
-    the mean goes over the
-    k cells of the layer: ``beta=10`` is the paper's ``10/k``. Each image has its own ``alpha``,
-        optimiser state and
-    noise, so its map does not depend on the rest of the batch.
+    the mean goes over the k cells of the layer: ``beta=10`` is the paper's ``10/k``. Each image has
+    its own ``alpha``, optimiser state and noise, so its map does not depend on the rest of the
+    batch.
 
     The model is not a submodule: it is neither moved nor saved with the bottleneck, and it is left
-        as it was. Run the
-    call under ``torch.autocast`` to compute the model in half precision; the mask stays in float32.
+    as it was. Run the call under ``torch.autocast`` to compute the model in half precision; the
+    mask stays in float32.
 
     Args:
         model: The classifier, or any model if an ``objective`` is given.

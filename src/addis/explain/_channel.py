@@ -66,10 +66,8 @@ def layout_of(
 
     ``auto`` takes ``(C,)`` as a vector and a sequence ``(L, C)`` behind an image as tokens.
     Features with as many axes as the input are channels first, unless their first two axes have the
-    aspect
-    of the image and their last two have not: then they are channels last. Tokens lie in a square
-        grid in
-    rows; those left over before it (a class token, registers) have no position.
+    aspect of the image and their last two have not: then they are channels last. Tokens lie in a
+    square grid in rows; those left over before it (a class token, registers) have no position.
 
     Args:
         features: Shape of the features without the batch axis.

@@ -60,7 +60,7 @@ class Restricted:
         ...)``.
 
         The complement has a blur of its own: subtracted from 1, a nearly open mask would lose all
-            its digits.
+        its digits.
         """
         return self.smooth(alpha.sigmoid()), self.smooth((-alpha).sigmoid())
 

@@ -89,9 +89,9 @@ def epochs(
 
     In several processes (``fabric.launch()`` called before) every process must see the same
     batches: each trains on its own share of every batch, and gradients and means are those of the
-        whole batch. A loader that gives each process other samples (``fabric.setup_dataloaders``,
-        or a sampler of ``torch.utils.data.DistributedSampler``) is used as it is; then the
-        processes' batches should be of one size. BatchNorm sees its own process's share.
+    whole batch. A loader that gives each process other samples (``fabric.setup_dataloaders``, or a
+    sampler of ``torch.utils.data.DistributedSampler``) is used as it is; then the processes'
+    batches should be of one size. BatchNorm sees its own process's share.
 
     Args:
         model: Any module; it is moved to the device and trained in place.

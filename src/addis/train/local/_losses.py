@@ -201,7 +201,7 @@ def _spread(h: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
     On CUDA `torch.var_mean` reads the map once. On a CPU it runs Welford's recurrence a scalar at a
     time: 43 ms for (32, 256, 32, 32) on one core, where the mean, the difference and its norm
-        together take 14.
+    together take 14.
     """
     if h.is_cuda:
         variance, mean = torch.var_mean(h, dim=dims, keepdim=True)
