@@ -1,17 +1,23 @@
-"""The progress bar of long work, with an estimate from what the finished part took."""
+"""The progress of long work, with an estimate from what the finished part took.
+
+A terminal gets a bar; a log file or a pipe gets a line from time to time.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 __all__ = ["Advance", "progress_bar"]
+
+_SECONDS_A_LINE: Final = 30.0
 
 
 class Advance(Protocol):
@@ -21,17 +27,40 @@ class Advance(Protocol):
         """Moves the bar."""
 
 
+@dataclass(slots=True)
+class _State:
+    """How far the work is."""
+
+    total_cost: float
+    began: float
+    cost: float = 0.0
+    ended: int = 0
+    failures: int = 0
+    last: float = 0.0
+
+    def add(self, cost: float, failed: bool) -> None:
+        """Counts a trial that ended."""
+        self.cost += cost
+        self.ended += 1
+        self.failures += failed
+        self.last = time.monotonic()
+
+    def left(self) -> str:
+        """Time left: at the last trial's end, what had passed times the cost that was left over the
+        cost that was done; less what has passed since.
+        """
+        if self.cost <= 0:
+            return "estimating"
+        seconds = (self.last - self.began) * (self.total_cost - self.cost) / self.cost
+        return f"{_duration(max(seconds - (time.monotonic() - self.last), 0.0))} left"
+
+
 class _Left(ProgressColumn):
-    """Time left: what has passed, times the cost that is left over the cost that is done."""
+    """Time left, counting down."""
 
     def render(self, task: Task) -> Text:
-        done, total = task.fields["cost"], task.fields["total_cost"]
-        if task.finished or done <= 0:
-            return Text("" if task.finished else "estimating", style="progress.remaining")
-        elapsed = time.monotonic() - task.fields["began"]
-        return Text(
-            f"{_duration(elapsed * (total - done) / done)} left", style="progress.remaining"
-        )
+        state: _State = task.fields["state"]
+        return Text("" if task.finished else state.left(), style="progress.remaining")
 
 
 def _duration(seconds: float) -> str:
@@ -46,36 +75,56 @@ def _duration(seconds: float) -> str:
 def progress_bar(
     title: str, count: int, total_cost: float, console: Console | None
 ) -> Iterator[Advance]:
-    """Shows a bar on ``console`` until the block ends; shows nothing if it is ``None``.
+    """Shows the progress on ``console`` until the block ends; shows nothing if it is ``None``.
 
     Args:
         title: What is being done.
         count: Trials to do.
         total_cost: Sum of their costs.
-        console: Where to draw; it leaves the bar out by itself if it is not a terminal.
+        console: Where to show it: a bar on a terminal; elsewhere a line when a trial ends, at most
+            every 30 s.
     """
+    state = _State(total_cost, began=time.monotonic())
     if console is None or count == 0:
         yield lambda cost, failed=False: None
-        return
+    elif console.is_terminal:
+        yield from _bar(state, title, count, console)
+    else:
+        yield _lines(state, title, count, console)
+
+
+def _bar(state: _State, title: str, count: int, console: Console) -> Iterator[Advance]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         _Left(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("[red]{task.fields[failed]}"),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(
-            title, total=count, cost=0.0, total_cost=total_cost, note="", began=time.monotonic()
-        )
-        failures = 0
-        done = 0.0
+        task = progress.add_task(title, total=count, state=state, failed="")
 
         def advance(cost: float, *, failed: bool = False) -> None:
-            nonlocal failures, done
-            failures += failed
-            done += cost
-            note = f"[red]{failures} failed" if failures else ""
-            progress.update(task, advance=1, cost=done, note=note)
+            state.add(cost, failed)
+            failures = f"{state.failures} failed" if state.failures else ""
+            progress.update(task, advance=1, failed=failures)
 
         yield advance
+
+
+def _lines(state: _State, title: str, count: int, console: Console) -> Advance:
+    said = state.began
+
+    def advance(cost: float, *, failed: bool = False) -> None:
+        nonlocal said
+        state.add(cost, failed)
+        if time.monotonic() - said < _SECONDS_A_LINE or state.ended == count:
+            return
+        said = time.monotonic()
+        failures = f", {state.failures} failed" if state.failures else ""
+        console.print(
+            f"{title}: {state.ended} of {count} trials, {state.left()}{failures}",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+    return advance
