@@ -7,7 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from addis.commands._calibration import statistics
+from addis.commands._photo_model import PhotoModel
 from addis.commands.explain import explain
+from addis.models import create
 
 pytestmark = pytest.mark.filterwarnings("ignore:the statistics rest on")
 
@@ -133,3 +136,74 @@ def test_the_photos_at_hand_are_explained_by_squeezenet(addis_data, tmp_path, ca
     assert "features.10" in said
     with pytest.raises(ValueError, match=r"did you mean .*'quail'"):
         explain(path, stats=stats, out=tmp_path / "o.png", target="quial")
+
+
+def test_statistics_of_another_layer_are_refused(folder):
+    stats = folder / "stats.safetensors"
+    run(folder, stats=stats, layer="1")
+    with pytest.raises(ValueError, match="statistics of layer 1, not of 3"):
+        run(folder, stats=stats, layer="3")
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch) -> Path:
+    """The folder of kept statistics, empty."""
+    monkeypatch.setenv("ADDIS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "statistics"
+
+
+def zoo_model(seed: int = 0, **changes) -> PhotoModel:
+    torch.manual_seed(seed)
+    settings = {
+        "source": "resnet20", "module": create("resnet20").eval(), "size": 32,
+        "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2), "classes": (), "photos": "cifar10",
+        "device": "cpu",
+    }  # fmt: skip
+    return PhotoModel(**{**settings, **changes})
+
+
+def test_statistics_are_kept_for_the_next_call(folder, kept):
+    first, source = statistics(zoo_model(), "layer1", None, folder)
+    assert source.startswith("statistics from 4 images")
+    second, source = statistics(zoo_model(), "layer1", None, folder)
+    assert source.startswith("statistics kept from 4 images")
+    assert len(list(kept.iterdir())) == 1
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"seed": 1}, {"size": 28}, {"mean": (0.4, 0.5, 0.5)}, {"source": "resnet32"}],
+    ids=str,
+)
+def test_statistics_of_anything_else_are_estimated_anew(folder, kept, other):
+    statistics(zoo_model(), "layer1", None, folder)
+    _, source = statistics(zoo_model(**other), "layer1", None, folder)
+    assert source.startswith("statistics from")
+
+
+def test_other_images_and_layers_are_estimated_anew(folder, kept):
+    statistics(zoo_model(), "layer1", None, folder)
+    assert statistics(zoo_model(), "layer2", None, folder)[1].startswith("statistics from")
+    (folder / "a.png").write_bytes((folder / "photo.jpg").read_bytes())
+    assert statistics(zoo_model(), "layer1", None, folder)[1].startswith("statistics from")
+
+
+def test_statistics_of_an_own_factory_are_not_kept(folder, kept):
+    run(folder)
+    assert not kept.exists()
+
+
+def test_damaged_kept_statistics_are_replaced(folder, kept):
+    statistics(zoo_model(), "layer1", None, folder)
+    (path,) = kept.iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    assert statistics(zoo_model(), "layer1", None, folder)[1].startswith("statistics from")
+    assert statistics(zoo_model(), "layer1", None, folder)[1].startswith("statistics kept")
+
+
+def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("ADDIS_CACHE", str(tmp_path / "file"))
+    assert statistics(zoo_model(), "layer1", None, folder)[0].n == 4

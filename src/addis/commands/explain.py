@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 if TYPE_CHECKING:
-    from PIL import Image
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from addis.explain import Attribution, BottleneckStats
+    from addis.commands._photo_model import PhotoModel
+    from addis.explain import Attribution
 
 __all__ = ["explain"]
-
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_LEAST = 1000
-"""Calibration images below which the statistics are called rough, as the library does."""
 
 
 def explain(
@@ -65,20 +60,22 @@ def explain(
     """
     from rich.console import Console
 
+    from addis.commands._calibration import statistics
+    from addis.commands._photo_model import open_photo, photo_model
     from addis.explain import BASELINES, InformationBottleneck, find_layer
 
     if method != "iba" and method not in BASELINES:
         raise ValueError(f"method must be iba or one of {', '.join(BASELINES)}, got {method!r}")
     console = Console(highlight=False, soft_wrap=True)
-    image = _open(photo)
-    network = _network(model, weights, size, device)
+    image = open_photo(photo)
+    network = photo_model(model, weights, size, device)
     x = network.prepare(image)
     index, chance, note = _class(network, x, target)
     console.print(f"{photo}: class {network.name(index)}, probability {chance:.3f}{note}")
     if method == "iba":
         place = find_layer(network.module, layer, x)
         iba = InformationBottleneck(network.module, place.name, beta=beta, steps=steps, seed=seed)
-        iba.stats, source = _statistics(network, place.name, stats, calibration)
+        iba.stats, source = statistics(network, place.name, stats, calibration)
         found = iba.attribute(x, index)
         reason = f" ({place.reason})" if place.reason else ""
         console.print(f"layer {place.name}{reason}; {source}")
@@ -90,99 +87,7 @@ def explain(
     console.print(f"wrote {found.save_png(out, network.pixels(x), title=title)}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Network:
-    """A classifier and what it wants to see."""
-
-    module: nn.Module
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    classes: tuple[str, ...]
-    photos: str
-    device: str
-
-    def name(self, index: int) -> str:
-        """The class's name and number."""
-        return f"{self.classes[index]} ({index})" if index < len(self.classes) else str(index)
-
-    def prepare(self, image: Image.Image) -> Tensor:
-        """The middle of a photo as the model takes it, ``(1, 3, S, S)``."""
-        import numpy as np
-        import torch
-        from PIL import Image
-
-        short = round(self.size * 256 / 224) if self.size >= 128 else self.size
-        scale = short / min(image.size)
-        width, height = (max(round(side * scale), self.size) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-        left, top = (width - self.size) // 2, (height - self.size) // 2
-        image = image.crop((left, top, left + self.size, top + self.size))
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
-        return ((pixels - mean) / std).to(self.device)
-
-    def pixels(self, x: Tensor) -> Tensor:
-        """The input as a picture in ``[0, 1]`` again."""
-        import torch
-
-        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
-        return (x.cpu() * std + mean).clamp(0, 1)
-
-
-def _network(name: str, weights: Path | None, size: int | None, device: str) -> _Network:
-    from addis import data, models
-
-    own_factory = ":" in name
-    module = models.create(
-        name, pretrained=weights is None and not own_factory, weights=weights, device=device
-    )
-    mean: tuple[float, ...] = _IMAGENET_MEAN
-    std: tuple[float, ...] = _IMAGENET_STD
-    side, photos = size or 224, "imagenet_samples"
-    classes: tuple[str, ...] = ()
-    if not own_factory:
-        known = models.info(name)
-        if len(known.mean) != 3:
-            raise ValueError(f"model {name} takes images of {len(known.mean)} channels, not photos")
-        mean, std, side = known.mean, known.std, size or known.input_size[-1]
-        photos = "cifar10" if name.startswith("cifar10") else photos
-        try:
-            classes = tuple(getattr(data.load(photos), "classes", ()))
-        except FileNotFoundError:
-            classes = ()
-        classes = classes if len(classes) == known.num_classes else ()
-    return _Network(module.eval(), side, mean, std, classes, photos, device)
-
-
-def _open(path: Path) -> Image.Image:
-    """A photo as RGB, turned as its camera says.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no image, is damaged, or would unpack to far too many pixels.
-    """
-    import warnings
-
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    if not path.is_file():
-        raise FileNotFoundError(f"photo: there is no file {path}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        most = Image.MAX_IMAGE_PIXELS
-        raise ValueError(f"photo: {path} has more than the {most} pixels allowed") from error
-    except UnidentifiedImageError as error:
-        raise ValueError(f"photo: {path} is not an image file that can be read") from error
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"photo: {path} is damaged: {error}") from error
-
-
-def _class(network: _Network, x: Tensor, target: str | None) -> tuple[int, float, str]:
+def _class(network: PhotoModel, x: Tensor, target: str | None) -> tuple[int, float, str]:
     """The class to explain, its probability, and what to say of the choice."""
     import torch
 
@@ -215,59 +120,7 @@ def _index(target: str, classes: tuple[str, ...], count: int) -> int:
     raise ValueError(f"target: no class {target!r}{hint}")
 
 
-def _statistics(
-    network: _Network, iba_layer: str, stats: Path | None, calibration: Path | None
-) -> tuple[BottleneckStats, str]:
-    """The layer's statistics, and where they come from."""
-    import warnings
-
-    from addis.explain import BottleneckStats
-
-    if stats is not None and stats.exists():
-        return BottleneckStats.load(stats), f"statistics read from {stats}"
-    inputs, source = _calibration_inputs(network, calibration)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="the statistics rest on")
-        found = BottleneckStats.estimate(network.module, iba_layer, inputs)
-    if stats is not None:
-        found.save(stats, layer=iba_layer)
-    rough = f", fewer than {_LEAST}: rough" if found.n < _LEAST else ""
-    kept = f", written to {stats}" if stats is not None else ""
-    return found, f"statistics from {found.n} images of {source}{rough}{kept}"
-
-
-def _calibration_inputs(network: _Network, folder: Path | None) -> tuple[Tensor, str]:
-    import torch
-    from PIL import Image
-
-    from addis import data
-
-    if folder is not None:
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
-        if len(paths) < 2:
-            raise ValueError(
-                f"calibration: {folder} holds {len(paths)} images, at least 2 are needed"
-            )
-        return torch.cat([network.prepare(_open(path)) for path in paths[:10_000]]), str(folder)
-    try:
-        photos = data.load(network.photos)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error}; or name a folder of images with --calibration"
-        ) from error
-    assert isinstance(photos, data.Images | data.Photos)  # what either name gives
-    inputs = []
-    for index in range(min(len(photos), _LEAST)):
-        pixels = photos[index][0]
-        pixels = pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().byte()
-        inputs.append(network.prepare(Image.fromarray(pixels.permute(1, 2, 0).numpy())))
-    return torch.cat(inputs), network.photos
-
-
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-
-
-def _baseline(network: _Network, x: Tensor, index: int, method: str, layer: str) -> Attribution:
+def _baseline(network: PhotoModel, x: Tensor, index: int, method: str, layer: str) -> Attribution:
     import torch
 
     from addis.explain import BASELINES, CAMS, Attribution

@@ -21,9 +21,8 @@ class Images(Dataset[tuple[Tensor, int]]):
     """Labelled images of one size.
 
     A torch data set that also gives whole batches at the speed of memory. ``images`` may be mapped
-    from a cache
-    file: pages are read on first use and shared between processes; writing to it changes this
-        process's copy only.
+    from a cache file: pages are read on first use and shared between processes; writing to it
+    changes this process's copy only.
 
     Args:
         images: ``(N, C, H, W)``, uint8, 0 black to 255 white.

@@ -177,8 +177,7 @@ class BottleneckStats(nn.Module):
         """The statistics of channels-first features ``(C, *S)``, interpolated to another size.
 
         An approximation for an input of another size where the data cannot be run again: means,
-            variances and
-        activities are interpolated linearly.
+        variances and activities are interpolated linearly.
 
         Raises:
             ValueError: The features have no spatial axes, or another number of them.
@@ -206,15 +205,22 @@ class BottleneckStats(nn.Module):
         save_file(state, str(path), metadata={"prior": self.prior, "layer": layer})
 
     @classmethod
-    def load(cls, path: Path | str) -> BottleneckStats:
+    def load(cls, path: Path | str, *, layer: str = "") -> BottleneckStats:
         """Reads what :meth:`save` wrote.
 
+        Args:
+            path: The file.
+            layer: The layer that the statistics must be of, if the file has noted one.
+
         Raises:
-            ValueError: The file does not hold statistics.
+            ValueError: The file does not hold statistics, or those of another layer.
         """
         with safe_open(str(path), framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            prior = (file.metadata() or {}).get("prior", "")
+            noted = file.metadata() or {}
+        prior, of = noted.get("prior", ""), noted.get("layer", "")
+        if layer and of and layer != of:
+            raise ValueError(f"{path} holds statistics of layer {of}, not of {layer}")
         if set(state) != {"count", "mean", "squares", "nonzero"} or prior not in get_args(
             PriorName
         ):
