@@ -106,6 +106,7 @@ def readout(scene: Scene, seed: int, *, images: int = 5000, epochs: int = 3) -> 
     )
     bottleneck = explain.ReadoutBottleneck(scene.model, "layer1", layers, stats, seed=seed)
     learn = data.load("cifar10", "train")
-    loader = data.Batches((scene.calibration[:images], learn.targets[:images]), 50, seed=seed)
+    learned = scene.calibration[:images].cpu(), learn.targets[:images]
+    loader = data.Batches(learned, 50, seed=seed, device=scene.x.device)
     bottleneck.fit(loader, epochs=epochs, lr=1e-3, seed=seed)
     return lambda model, x, target: bottleneck.attribute(x).map

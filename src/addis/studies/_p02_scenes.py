@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -51,6 +51,13 @@ class Scene:
     others: tuple[tuple[str, str], ...] = ()
     boxes: Tensor | None = None
     accuracy: float = float("nan")
+
+    def to(self, device: str) -> Scene:
+        """The scene with all that is computed on moved to a device; the model itself is moved."""
+        return replace(
+            self, model=self.model.to(device), x=self.x.to(device), target=self.target.to(device),
+            calibration=self.calibration.to(device),
+        )  # fmt: skip
 
 
 def canvas(marks: Tensor, generator: torch.Generator, side: int = CANVAS) -> tuple[Tensor, Tensor]:

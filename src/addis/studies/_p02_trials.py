@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +49,7 @@ class Digits:
     steps: int = 12
     road_steps: int = 6
     cascaded: int = 12
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,7 @@ class Methods:
     subsets: int = 100
     mosaics: int = 0
     seed: int = 0
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,7 @@ class Masked:
     scene: str
     images: int
     seed: int = 0
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +87,7 @@ class Cascade:
     method: str
     images: int
     seed: int = 0
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,22 +96,23 @@ class Watermark:
 
     seed: int
     images: int = 60
+    device: str = "cpu"
 
 
 def digits_table(args: Digits) -> Mapping[str, Value]:
     """Every measure of every method on digits with a net of their own."""
-    scene = digits(args.seed, images=args.images, epochs=args.epochs)
+    scene = digits(args.seed, images=args.images, epochs=args.epochs).to(args.device)
     found: dict[str, Value] = {"scene": "digits", "accuracy": scene.accuracy}
     assert scene.boxes is not None
     _, _, h, w = scene.x.shape
     area = (scene.boxes[:, 2:] - scene.boxes[:, :2]).prod(1) / (h * w)
     found["area"] = float(area.double().mean())
-    found["pictures"] = scene.pictures[:SHOWN].numpy()
+    found["pictures"] = _numbers(scene.pictures[:SHOWN])
     drops = _drops(scene, args.tile, 50, args.seed)
     maps: dict[str, Tensor] = {}
     for name, method in explainers(scene, args.seed).items():
         maps[name], measures = _timed(scene, method)
-        measures["bbox"] = explain.bbox_ratio(maps[name], scene.boxes).numpy()
+        measures["bbox"] = _numbers(explain.bbox_ratio(maps[name], scene.boxes))
         measures |= _degradation(scene, maps[name], (args.tile,), args.steps, args.seed, "mean")
         measures |= _degradation(
             scene, maps[name], (args.tile,), args.road_steps, args.seed, "noisy_linear"
@@ -124,7 +130,7 @@ def digits_table(args: Digits) -> Mapping[str, Value]:
 def table(args: Methods) -> Mapping[str, Value]:
     """Every measure of one method on one pretrained net."""
     try:
-        scene = _scene(args.scene, args.images)
+        scene = _scene(args.scene, args.images, args.device)
     except Skipped as reason:
         return {"skipped": str(reason)}
     found: dict[str, Value] = {"accuracy": scene.accuracy}
@@ -144,7 +150,7 @@ def table(args: Methods) -> Mapping[str, Value]:
 def masked(args: Masked) -> Mapping[str, Value]:
     """The class probability kept by the positions that each method calls most relevant."""
     try:
-        scene = _scene(args.scene, args.images)
+        scene = _scene(args.scene, args.images, args.device)
     except Skipped as reason:
         return {"skipped": str(reason)}
     maps = {
@@ -157,7 +163,7 @@ def masked(args: Masked) -> Mapping[str, Value]:
 
 def cascade(args: Cascade) -> Mapping[str, Value]:
     """Similarity of a method's maps as the net is randomised block by block from the last layer."""
-    scene = _scene(args.scene, args.images)
+    scene = _scene(args.scene, args.images, args.device)
     method = _method(scene, args.method, args.seed)
     if isinstance(method, Bottleneck):
         # Its statistics are taken anew for each randomised net; 500 images keep that short.
@@ -173,24 +179,24 @@ def cascade(args: Cascade) -> Mapping[str, Value]:
 
 def watermark_table(args: Watermark) -> Mapping[str, Value]:
     """Share of each map's positive relevance that lies near the mark that decides the label."""
-    scene = watermark(args.seed, images=args.images)
+    scene = watermark(args.seed, images=args.images).to(args.device)
     assert scene.boxes is not None
     _, _, h, w = scene.x.shape
     x0, y0, x1, y1 = (scene.boxes[:, i, None] for i in range(4))
     rows, columns = torch.arange(h), torch.arange(w)
     down = (rows >= y0 - NEAR) & (rows < y1 + NEAR)
     across = (columns >= x0 - NEAR) & (columns < x1 + NEAR)
-    near = down[:, :, None] & across[:, None, :]
+    near = (down[:, :, None] & across[:, None, :]).to(args.device)
     found: dict[str, Value] = {
         "scene": "watermark", "accuracy": scene.accuracy, "area": float(near.double().mean()),
-        "pictures": scene.pictures[:SHOWN].numpy(),
+        "pictures": _numbers(scene.pictures[:SHOWN]),
     }  # fmt: skip
     for name, method in explainers(scene, args.seed).items():
         maps, measures = _timed(scene, method)
         positive = maps.double().clamp_min(0)
         share = (positive * near).sum((1, 2)) / positive.sum((1, 2)).clamp_min(1e-300)
-        measures["inside"] = share.numpy()
-        measures["bbox"] = explain.bbox_ratio(maps, scene.boxes).numpy()
+        measures["inside"] = _numbers(share)
+        measures["bbox"] = _numbers(explain.bbox_ratio(maps, scene.boxes))
         found |= {f"{name}/{key}": value for key, value in measures.items()}
     return found
 
@@ -211,8 +217,9 @@ def methods_of(scene: str) -> tuple[str, ...]:
     return tuple(name for name in names if name not in spared)
 
 
-def _scene(name: str, images: int) -> Scene:
-    return cifar(name, images=images) if name.startswith("cifar10") else photos(name, images=images)
+def _scene(name: str, images: int, device: str) -> Scene:
+    build = cifar if name.startswith("cifar10") else photos
+    return build(name, images=images).to(device)
 
 
 def _method(scene: Scene, name: str, seed: int) -> Explain:
@@ -227,17 +234,23 @@ def _timed(scene: Scene, method: Explain) -> tuple[Tensor, dict[str, Value]]:
     if isinstance(method, Bottleneck):
         attribution = method.attribute(scene.model, scene.x, scene.target)
         maps = attribution.map
-        measures["bits"] = attribution.total_bits.numpy()
+        measures["bits"] = _numbers(attribution.total_bits)
     else:
         maps = method(scene.model, scene.x, scene.target)
+    if maps.is_cuda:
+        torch.cuda.synchronize(maps.device)
     measures["ms"] = (time.perf_counter() - start) * 1e3 / len(scene.x)
     measures["maps"] = _small(maps[:SHOWN, None])[:, 0]
     return maps, measures
 
 
+def _numbers(values: Tensor) -> NDArray[Any]:
+    return values.cpu().numpy()
+
+
 def _small(images: Tensor) -> NDArray[np.float64]:
     side = min(images.shape[-1], 112)
-    return torch.nn.functional.adaptive_avg_pool2d(images.float(), side).numpy()
+    return _numbers(torch.nn.functional.adaptive_avg_pool2d(images.float(), side))
 
 
 def _degradation(
@@ -250,12 +263,12 @@ def _degradation(
             generator=torch.Generator().manual_seed(seed),
         )  # fmt: skip
         if fill == "noisy_linear":
-            found[f"road {tile}"] = curve.scores.numpy()
+            found[f"road {tile}"] = _numbers(curve.scores)
             continue
-        found[f"degradation {tile}"] = curve.scores.numpy()
-        found[f"x {tile}"] = curve.fractions.numpy()
-        found[f"morf {tile}"] = curve.normalised(curve.morf.mean(0)).numpy()
-        found[f"lerf {tile}"] = curve.normalised(curve.lerf.mean(0)).numpy()
+        found[f"degradation {tile}"] = _numbers(curve.scores)
+        found[f"x {tile}"] = _numbers(curve.fractions)
+        found[f"morf {tile}"] = _numbers(curve.normalised(curve.morf.mean(0)))
+        found[f"lerf {tile}"] = _numbers(curve.normalised(curve.lerf.mean(0)))
     return found
 
 
@@ -270,7 +283,7 @@ def _drops(scene: Scene, tile: int, subsets: int, seed: int) -> explain.SubsetDr
 
 def _sensitivity(drops: explain.SubsetDrops, maps: Tensor) -> dict[str, Value]:
     return {
-        "sensitivity": drops.per_image(maps)[:, 0].numpy(),
+        "sensitivity": _numbers(drops.per_image(maps)[:, 0]),
         "sensitivity pooled": float(drops.pooled(maps)[0]),
     }
 
@@ -289,7 +302,7 @@ def _grid(scene: Scene, name: str, count: int, seed: int) -> NDArray[np.float64]
         grids = parts.view(-1, 2, 2, c, h, w).permute(0, 3, 1, 4, 2, 5).reshape(-1, c, 2 * h, 2 * w)
         method = Bottleneck(scene.layer, grids, method.beta, seed)
     maps = method(scene.model, made.images, target)
-    return explain.grid_pointing(maps, cell).numpy()
+    return _numbers(explain.grid_pointing(maps, cell))
 
 
 def _kept(scene: Scene, maps: Mapping[str, Tensor], seed: int) -> dict[str, Value]:
@@ -304,8 +317,8 @@ def _kept(scene: Scene, maps: Mapping[str, Tensor], seed: int) -> dict[str, Valu
         bottleneck, scene.x, scene.target, cells, threshold=threshold, seed=seed
     )
     found: dict[str, Value] = {
-        "iba 10/kept": base.sufficient.numpy(),
-        "iba 10/left": base.necessary.numpy(),
+        "iba 10/kept": _numbers(base.sufficient),
+        "iba 10/left": _numbers(base.necessary),
         "kept fraction": float(base.kept.mean()),
         "full": float(base.full.mean()),
     }
@@ -315,14 +328,14 @@ def _kept(scene: Scene, maps: Mapping[str, Tensor], seed: int) -> dict[str, Valu
         tenth = explain.masked_prediction(
             bottleneck, scene.x, scene.target, relevance, keep=0.1, seed=seed
         )
-        found[f"{name}/tenth"] = tenth.sufficient.numpy()
+        found[f"{name}/tenth"] = _numbers(tenth.sufficient)
         if name == "iba 10":
             continue
         part = explain.masked_prediction(
             bottleneck, scene.x, scene.target, relevance, keep=base.kept, seed=seed
         )
-        found[f"{name}/kept"] = part.sufficient.numpy()
-        found[f"{name}/left"] = part.necessary.numpy()
+        found[f"{name}/kept"] = _numbers(part.sufficient)
+        found[f"{name}/left"] = _numbers(part.necessary)
     return found
 
 
@@ -333,7 +346,7 @@ def _cascade(
         scene.model, method, scene.x[few], scene.target[few], layers=layers, seed=seed
     )
     return {
-        f"{name}/spearman": result.spearman.numpy(),
-        f"{name}/ssim": result.ssim.numpy(),
-        f"{name}/pearson": result.pearson.numpy(),
+        f"{name}/spearman": _numbers(result.spearman),
+        f"{name}/ssim": _numbers(result.ssim),
+        f"{name}/pearson": _numbers(result.pearson),
     }

@@ -71,6 +71,7 @@ class Config:
     digit_seeds: tuple[int, ...] = ()
     mark_seeds: tuple[int, ...] = ()
     nets: tuple[Net, ...] = ()
+    device: str = "cpu"
 
 
 _SQUEEZENET = Net(
@@ -105,6 +106,7 @@ _PAPER = Config(
         Net(name="cifar10_resnet56", images=1000, tiles=(4, 8), road=(4, 8), mosaics=250,
             cascaded=64, cost=1000.0),
     ),
+    device="cuda",
 )  # fmt: skip
 _CASCADED = ("saliency", "blurred saliency", "grad-cam", "guided backprop", "iba 10")
 
@@ -112,7 +114,7 @@ _CASCADED = ("saliency", "blurred saliency", "grad-cam", "guided backprop", "iba
 def trials(config: Config) -> Iterator[Trial]:
     """A trial for each seed of the trained nets, and for each method on each pretrained one."""
     for seed in config.digit_seeds:
-        yield Trial(digits_table, Digits(seed=seed), cost=20.0)
+        yield Trial(digits_table, Digits(seed=seed, device=config.device), cost=20.0)
     for net in sorted(config.nets, key=lambda net: -net.cost):
         for method in methods_of(net.name):
             yield Trial(
@@ -120,18 +122,20 @@ def trials(config: Config) -> Iterator[Trial]:
                 Methods(
                     scene=net.name, method=method, images=net.images, tiles=net.tiles,
                     steps=net.steps, road=net.road, road_steps=net.road_steps, subsets=net.subsets,
-                    mosaics=net.mosaics,
+                    mosaics=net.mosaics, device=config.device,
                 ),
                 cost=net.cost,
             )  # fmt: skip
-        yield Trial(masked, Masked(scene=net.name, images=net.masked), cost=net.cost)
+        left = Masked(scene=net.name, images=net.masked, device=config.device)
+        yield Trial(masked, left, cost=net.cost)
         if net.cascaded:
             for method in _CASCADED:
-                yield Trial(
-                    cascade, Cascade(scene=net.name, method=method, images=net.cascaded), cost=20.0
+                check = Cascade(
+                    scene=net.name, method=method, images=net.cascaded, device=config.device
                 )
+                yield Trial(cascade, check, cost=20.0)
     for seed in config.mark_seeds:
-        yield Trial(watermark_table, Watermark(seed=seed), cost=30.0)
+        yield Trial(watermark_table, Watermark(seed=seed, device=config.device), cost=30.0)
 
 
 STUDY = Study(
