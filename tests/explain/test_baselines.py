@@ -134,12 +134,13 @@ def test_smoothgrads_noise_follows_each_images_range():
 
     class Spy(LinearModel):
         def forward(self, x):
-            seen.append(x.detach().clone())
+            if x.isfinite().all():  # which cannot be traced, so that each pass comes here
+                seen.append(x.detach().clone())
             return super().forward(x)
 
     x = images() * torch.tensor([1.0, 10.0, 0.1]).view(3, 1, 1, 1)
     explain.smoothgrad(Spy(), x, TARGET, samples=200, noise=0.15)
-    std = (torch.stack(seen) - x).flatten(2).std(dim=(0, 2))
+    std = (torch.stack(seen[-200:]) - x).flatten(2).std(dim=(0, 2))
     spread = 0.15 * (x.flatten(1).amax(1) - x.flatten(1).amin(1))
     torch.testing.assert_close(std, spread, rtol=0.02, atol=0)
 

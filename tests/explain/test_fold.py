@@ -53,3 +53,31 @@ def test_a_model_that_cannot_be_traced_is_used_as_it_is():
 
     model = Flow().eval()
     assert folded(model, torch.randn(1, 3, 4, 4)) is model
+
+
+def test_a_model_that_notes_what_it_saw_is_not_told_of_the_tracing():
+    class Noting(nn.Module):
+        last = None
+
+        def forward(self, x):
+            self.last = x
+            return x.mean((2, 3))
+
+    model = Noting().eval()
+    x = torch.randn(1, 3, 4, 4)
+    with torch.no_grad():
+        assert torch.equal(folded(model, x)(x), x.mean((2, 3)))
+    assert model.last is x  # the check of the copy ran the model on x
+
+
+def test_a_model_that_needs_the_channels_first_is_used_as_it_is():
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x).view(len(x) if isinstance(x, torch.Tensor) else x.shape[0], -1)
+
+    model = Flat().eval()
+    assert folded(model, torch.randn(2, 3, 8, 8)) is model

@@ -15,6 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from addis.explain._fold import folded
 from addis.explain._inputs import as_targets, check_finite, check_input, class_scores
 from addis.explain._layers import undisturbed
 
@@ -33,7 +34,7 @@ class Judge:
     """Scores altered copies of a batch of images for the class of each.
 
     Args:
-        model: The undisturbed model, images ``(P, C, H, W)`` to logits ``(P, K)``.
+        model: The undisturbed model or a copy, images ``(P, C, H, W)`` to logits ``(P, K)``.
         target: Class of each image of the batch, int64 ``(N,)``.
     """
 
@@ -61,7 +62,7 @@ class Judge:
 @contextmanager
 def judging(model: nn.Module, x: Tensor, target: Tensor | int | None) -> Iterator[Judge]:
     """A judge of copies of ``x`` ``(N, C, H, W)``; the model is in evaluation mode meanwhile and
-    left as it was.
+    left as it was. A copy of it that is quicker answers, where there is one.
 
     Raises:
         TypeError: ``target`` is not of integers, or the model does not return a tensor.
@@ -69,7 +70,7 @@ def judging(model: nn.Module, x: Tensor, target: Tensor | int | None) -> Iterato
     """
     with undisturbed(model) as inner, torch.no_grad():
         first = class_scores(inner(x[:1]))
-        yield Judge(inner, as_targets(target, first.expand(len(x), -1)))
+        yield Judge(folded(inner, x[:1]), as_targets(target, first.expand(len(x), -1)))
 
 
 def pieces(count: int, like: Tensor, memory: int | None) -> Iterator[slice]:

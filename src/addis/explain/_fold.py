@@ -1,4 +1,4 @@
-"""A faster copy of a model for many forward passes without gradients."""
+"""A faster copy of a model for many passes with fixed weights."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def folded(model: nn.Module, x: Tensor) -> nn.Module:
         x: A batch to check the copy on, ``(N, C, H, W)``.
     """
     try:
-        graph = fx.Tracer().trace(model)
-        copied = fx.GraphModule(copy.deepcopy(model), graph)
+        own = copy.deepcopy(model)  # what a traced model notes on itself is not noted on the user's
+        copied = fx.GraphModule(own, fx.Tracer().trace(own))
     except Exception:  # tracing and copying run the user's code, which may fail in any way
         return model
     modules = dict(copied.named_modules())

@@ -3,8 +3,9 @@ judged by.
 
 Papers: saliency: K. Simonyan, A. Vedaldi, A. Zisserman, 2013, arXiv:1312.6034. SmoothGrad: D.
 Smilkov et al., 2017, arXiv:1706.03825. Integrated gradients: M. Sundararajan, A. Taly, Q. Yan, ICML
-2017, arXiv:1703.01365. Guided
-backpropagation: J. T. Springenberg et al., ICLR 2015 workshop, arXiv:1412.6806.
+2017, arXiv:1703.01365. Guided backpropagation: J. T. Springenberg et al., ICLR 2015 workshop,
+arXiv:1412.6806.
+
 All maps are ``(N, H, W)``. A map of magnitudes takes the largest channel, a signed one sums over
 channels.
 """
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from addis.explain._channel import blur, smoothing
+from addis.explain._fold import folded
 from addis.explain._inputs import check_input, target_scores
 from addis.explain._layers import undisturbed
 
@@ -113,9 +115,10 @@ def smoothgrad(
     std = spread.view(-1, *[1] * (x.dim() - 1))
     total = torch.zeros_like(x)
     with undisturbed(model) as inner:
+        fast = folded(inner, x)
         for _ in range(samples):
             eps = torch.randn(x.shape[1:], generator=generator, device=x.device, dtype=x.dtype)
-            total += input_gradient(inner, x + std * eps, target)
+            total += input_gradient(fast, x + std * eps, target)
     return (total / samples).abs().amax(dim=1)
 
 
@@ -152,9 +155,10 @@ def integrated_gradients(
     points, weights = np.polynomial.legendre.leggauss(steps)
     total = torch.zeros_like(x)
     with undisturbed(model) as inner:
+        fast = folded(inner, x)
         for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
             total += float(weight) * input_gradient(
-                inner, start + float(point) * (x - start), target
+                fast, start + float(point) * (x - start), target
             )
     return (total * (x - start)).sum(dim=1)
 
