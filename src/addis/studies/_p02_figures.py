@@ -21,17 +21,20 @@ SERIES = {
     "blurred saliency": "C0",
     "grad-cam same layer": "C2",
     "saliency": "C1",
-    "occlusion 4": "C4",
-    "occlusion 14": "C4",
+    "occlusion 8": "C4",
+    "occlusion 28": "C4",
     "random": "0.6",
     "grad-cam": "C5",
     "guided backprop": "C6",
 }
-CASCADE_ONLY = ("grad-cam", "guided backprop")
+"""The larger of a scene's two patches, which is the stronger baseline, stands for occlusion."""
+CASCADE_ONLY = ("guided backprop",)
 SHOWN = (
     "saliency", "blurred saliency", "integrated gradients", "grad-cam", "grad-cam same layer",
-    "occlusion 4", "occlusion 14", "iba 1", "iba 10", "iba 100", "iba readout",
+    "occlusion 8", "occlusion 28", "iba 1", "iba 10", "iba 100", "iba readout",
 )  # fmt: skip
+ACROSS = 3
+"""Panels in a row: wider figures cannot be read on a page."""
 
 
 def figures(frame: pd.DataFrame) -> list[Figure]:
@@ -65,12 +68,19 @@ def figures(frame: pd.DataFrame) -> list[Figure]:
 
 
 def _canvas(
-    columns: int, *, width: float = 3.4, height: float = 3.3, **options: Any
+    count: int, *, width: float = 3.4, height: float = 3.0, **options: Any
 ) -> tuple[MatplotlibFigure, list[Axes]]:
+    """A figure of ``count`` panels, as many in a row as can be read."""
     from matplotlib.figure import Figure as Canvas
 
-    figure = Canvas(figsize=(max(5.2, width * columns), height), layout="constrained")
-    panels = list(figure.subplots(1, columns, squeeze=False, **options)[0])
+    columns = min(count, ACROSS)
+    rows = -(-count // columns)
+    size = (max(5.2, width * columns), height * rows + 0.3)
+    figure = Canvas(figsize=size, layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    for axes in grid[count:]:
+        axes.remove()
+    panels = grid[:count]
     for axes in panels:
         axes.grid(alpha=0.25)
         axes.set_axisbelow(True)
@@ -80,6 +90,13 @@ def _canvas(
 
 def _title(scene: str) -> str:
     return scene.removeprefix("torchvision/").replace("_", " ")
+
+
+def _ranked(results: Results, scene: str, measure: str) -> str:
+    """The methods of a scene with their means of a measure, the best first."""
+    found = {m: results.mean(scene, m, measure) for m in results.methods(scene, measure)}
+    best = sorted(found, key=lambda m: -found[m])
+    return ", ".join(f"{method} {found[method]:.2f}" for method in best)
 
 
 def _curves(results: Results, settings: list[tuple[str, str]]) -> Figure:
@@ -95,7 +112,8 @@ def _curves(results: Results, settings: list[tuple[str, str]]) -> Figure:
                 axes.plot(100 * x, y, style, color=colour, label=label, lw=1.4)
         axes.set_title(f"{_title(scene)}, {tile} px tiles", fontsize=9)
         axes.set_xlabel("tiles replaced by the mean colour, %")
-    panels[0].set_ylabel("probability of the class,\n1 untouched, 0 all replaced")
+    for axes in panels[::ACROSS]:
+        axes.set_ylabel("probability of the class,\n1 untouched, 0 all replaced")
     handles: dict[str, Any] = {}
     for axes in panels:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
@@ -103,15 +121,18 @@ def _curves(results: Results, settings: list[tuple[str, str]]) -> Figure:
         handles.values(),
         handles.keys(),
         loc="outside lower center",
-        ncols=4 if len(settings) < 3 else 7,
+        ncols=4,
         fontsize=8,
     )
     return Figure(
         name="degradation",
         figure=figure,
-        alt="Curves of the normalised class probability while tiles are replaced. Solid lines, "
-        "least relevant first, fall late; dashed lines, most relevant first, fall at once. The "
-        "random map's two lines lie together between them.",
+        alt="Curves of the normalised class probability while tiles are replaced, solid least "
+        "relevant first, dashed most relevant first. Areas between the two: "
+        + "; ".join(
+            f"{_title(scene)}, {tile} px: " + _ranked(results, scene, f"degradation {tile}")
+            for scene, tile in settings
+        ),
         caption="LeRF (solid) and MoRF (dashed). The area between a method's two lines is its "
         "degradation score.",
     )
@@ -129,13 +150,22 @@ def _bits(results: Results, settings: list[tuple[str, str]]) -> Figure:
         axes.set_xscale("log")
         axes.set_xlabel("information that passes, bits an image")
         axes.set_title(f"{_title(scene)}, {tile} px tiles", fontsize=9)
-    panels[0].set_ylabel("degradation score of an image")
+    for axes in panels[::ACROSS]:
+        axes.set_ylabel("degradation score of an image")
     panels[0].legend(fontsize=8)
     return Figure(
         name="bits",
         figure=figure,
-        alt="Points of single images, bits against degradation score, in three clouds: larger beta "
-        "lets fewer bits through, and the scores of the three clouds are much alike.",
+        alt="Points of single images, bits against degradation score, in a cloud for each beta. "
+        + "; ".join(
+            f"{_title(scene)}, {tile} px: "
+            + ", ".join(
+                f"beta {beta} {results.mean(scene, f'iba {beta}', 'bits'):,.0f} bits, score "
+                f"{results.mean(scene, f'iba {beta}', f'degradation {tile}'):.2f}"
+                for beta in (1, 10, 100)
+            )
+            for scene, tile in settings
+        ),
         caption="What beta buys: bits that pass against the degradation score, one point an image, "
         "crosses the means.",
     )
@@ -168,14 +198,16 @@ def _pointing(results: Results, settings: list[tuple[str, str]]) -> Figure:
     return Figure(
         name="pointing",
         figure=figure,
-        alt="Bars of each method's localisation score, sorted. The bottlenecks and the blurred "
-        "saliency stand near the top, the random map on the dotted line of chance at the bottom.",
+        alt="Bars of each method's localisation score, sorted. "
+        + "; ".join(f"{_title(s)}, {names[m]}: {_ranked(results, s, m)}" for s, m in settings),
         caption="Where the maps point (red: the bottleneck, blue: the blurred-saliency control, "
         "dotted: chance; whiskers 95 % over images).",
     )
 
 
 def _cascade(results: Results, scenes: list[str]) -> Figure:
+    from matplotlib.ticker import MaxNLocator
+
     figure, panels = _canvas(3 * len(scenes), width=2.7, sharey=True)
     for i, scene in enumerate(scenes):
         for j, measure in enumerate(("spearman", "pearson", "ssim")):
@@ -187,6 +219,7 @@ def _cascade(results: Results, scenes: list[str]) -> Figure:
             axes.axhline(0, color="0.5", lw=0.8)
             axes.set_title(f"{_title(scene)}: {measure}", fontsize=9)
             axes.set_xlabel("layers randomised,\nfrom the last")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set_ylabel("similarity to the map\nof the trained net")
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8
@@ -195,7 +228,15 @@ def _cascade(results: Results, scenes: list[str]) -> Figure:
         name="sanity",
         figure=figure,
         alt="Similarity of each method's map to the original as layers are randomised from the "
-        "last to the first: it falls for the bottleneck and Grad-CAM, later for gradient methods.",
+        "last to the first. Rank correlation after the last layer: "
+        + "; ".join(
+            f"{_title(scene)}: "
+            + ", ".join(
+                f"{m} {results.get(scene, m, 'spearman')[0].mean():.2f}"
+                for m in results.methods(scene, "spearman")
+            )
+            for scene in scenes
+        ),
         caption="Cascading randomisation by three similarities: they do not tell the same story.",
     )
 
@@ -231,8 +272,8 @@ def _maps(results: Results, scene: str) -> Figure:
     return Figure(
         name="maps-" + scene.replace("/", "-"),
         figure=figure,
-        alt=f"A grid of heat maps: {rows} images in rows, methods in columns. Bottleneck maps are "
-        "smooth and quiet outside the object, gradient maps are grainy.",
+        alt=f"A grid of heat maps: {rows} images in rows, in columns "
+        + ", ".join(("the image", *methods)),
         caption=f"{_title(scene)}: maps of the first images, each scaled by its own maximum "
         "(signed maps red and blue).",
     )
