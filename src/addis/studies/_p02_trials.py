@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -210,8 +211,10 @@ def methods_of(scene: str) -> tuple[str, ...]:
         pictures=nothing,
     )  # fmt: skip
     names = tuple(explainers(blank, 0))
+    if scene == "cifar10_resnet20":
+        return (*names, "rise", "iba readout")
     if scene.startswith("cifar10"):
-        return (*names, "iba readout") if scene == "cifar10_resnet20" else names
+        return names
     # On photos a method takes minutes: three of the cheaper variants are left to CIFAR-10.
     spared = ("gradient x input", "hirescam same layer", "layercam same layer")
     return tuple(name for name in names if name not in spared)
@@ -223,7 +226,12 @@ def _scene(name: str, images: int, device: str) -> Scene:
 
 
 def _method(scene: Scene, name: str, seed: int) -> Explain:
-    return readout(scene, seed) if name == "iba readout" else explainers(scene, seed)[name]
+    """A method by its name in :func:`methods_of`: two are too dear for every scene."""
+    if name == "iba readout":
+        return readout(scene, seed)
+    if name == "rise":
+        return partial(explain.rise, masks=1000, seed=seed)
+    return explainers(scene, seed)[name]
 
 
 def _timed(scene: Scene, method: Explain) -> tuple[Tensor, dict[str, Value]]:
