@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from addis.studies._p02_claims import claims, tables
-from addis.studies._p02_results import Results, Tally, interval
+from addis.studies._p02_results import Results, Tally
 from addis.studies._p02_scenes import canvas
 from addis.studies._p02_trials import methods_of
 from addis.studies.p02_iba import STUDY
@@ -55,17 +55,6 @@ def test_marks_stand_in_their_boxes_and_the_brighter_pixel_wins():
         assert torch.equal(inside[mark[0] > 0.35], mark[0][mark[0] > 0.35])
         image[0, y0:y1, x0:x1] = 0
         assert image.max() < 0.35
-
-
-def test_the_interval_covers_the_mean_and_narrows_with_images():
-    rng = np.random.default_rng(1)
-    few, many = rng.normal(0.5, 1, 25), rng.normal(0.5, 1, 2500)
-    low, high = interval(few)
-    assert low < few.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 * few.std() / 5, rel=0.1)
-    narrow = interval(many)
-    assert narrow[1] - narrow[0] < (high - low) / 5
-    assert interval(few) == (low, high)
 
 
 def test_a_tally_counts_by_the_interval():

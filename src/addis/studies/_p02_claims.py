@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from addis.studies._p02_results import Results, Tally, interval
-from addis.study import Claim, Table
+from addis.studies._p02_results import Results, Tally
+from addis.study import Claim, Table, mean_interval
 
 __all__ = ["claims", "tables"]
 
@@ -263,7 +263,7 @@ def _inside(results: Results, scene: str) -> Claim:
         "receptive field of the layer",
         paper=None,
         measured=float(values.mean()),
-        spread=interval(values),
+        spread=mean_interval(values),
         holds=float(values.mean()) >= 0.8,
         note=f"The dilated mark covers {results.number(scene, 'area'):.2f} of the image; the net "
         f"is right in {results.number(scene, 'accuracy'):.3f}.",

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["Results", "Tally", "interval"]
+from addis.study import mean_interval
+
+__all__ = ["Results", "Tally"]
 
 Array = NDArray[np.float64]
-RESAMPLES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +32,6 @@ class Tally:
         return Tally(
             self.wins + (low > 0), self.ties + (low <= 0 <= high), self.losses + (high < 0)
         )
-
-
-def interval(differences: Array) -> tuple[float, float]:
-    """Bootstrap 95 % interval of the mean of paired differences ``(N,)``, images drawn anew."""
-    rng = np.random.default_rng(0)
-    n = len(differences)
-    means = np.concatenate(
-        [differences[rng.integers(n, size=(500, n))].mean(1) for _ in range(RESAMPLES // 500)]
-    )
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _place(method: str) -> tuple[int, int, str]:
@@ -110,7 +100,7 @@ class Results:
     ) -> tuple[float, tuple[float, float]]:
         """Mean of ours less theirs over the same images, and its interval."""
         difference = self.get(scene, ours, measure) - self.get(scene, theirs, measure)
-        return float(difference.mean()), interval(difference)
+        return float(difference.mean()), mean_interval(difference)
 
     def degradations(self) -> list[tuple[str, str]]:
         """Scenes of pretrained nets and their degradation measures: the settings of Table 1."""

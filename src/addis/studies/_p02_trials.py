@@ -24,7 +24,7 @@ from torch import Tensor
 from addis import explain
 from addis.studies._p02_methods import Bottleneck, Explain, explainers, readout
 from addis.studies._p02_scenes import Scene, Skipped, cifar, digits, photos, watermark
-from addis.study._study import Value
+from addis.study import Value
 
 __all__ = [
     "Cascade", "Digits", "Masked", "Methods", "Watermark", "cascade", "digits_table", "masked",

@@ -25,7 +25,7 @@ from addis.analyze import (
     rf_decomposition,
     simulated_epoch_risk,
 )
-from addis.study._study import Value
+from addis.study import Value
 from addis.train import StackedBatches, StackedTrainer, schedules
 
 __all__ = [

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from addis.studies._p24_nets import LEAKY, RELU_WAYS, loss_of, network
-from addis.study._study import Value
+from addis.study import Value
 from addis.train.local import localize
 
 __all__ = ["Cost", "Facts", "Memory", "cost", "facts", "memory"]

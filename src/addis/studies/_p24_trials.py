@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from addis import data
 from addis.studies._p24_nets import RELU_WAYS, Way, loss_of, network
-from addis.study._study import Value
+from addis.study import Value
 from addis.train.local import BlockShape, LocalModel, local_fit, localize, milestones
 from addis.train.local._shape import Pool
 

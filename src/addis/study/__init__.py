@@ -11,6 +11,7 @@ from addis.study._executors import Task as Task
 from addis.study._executors import executor as executor
 from addis.study._format import spread_text as spread_text
 from addis.study._format import value_text as value_text
+from addis.study._intervals import mean_interval as mean_interval
 from addis.study._machine import machine as machine
 from addis.study._machine import versions as versions
 from addis.study._record import RESULTS as RESULTS
@@ -34,3 +35,4 @@ from addis.study._study import Scale as Scale
 from addis.study._study import Study as Study
 from addis.study._study import Table as Table
 from addis.study._study import Trial as Trial
+from addis.study._study import Value as Value
