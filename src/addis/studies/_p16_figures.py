@@ -8,7 +8,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from addis.analyze import TWO_SPEEDS, Curve, interpolation_threshold
+from addis.analyze import (
+    TWO_SPEEDS,
+    Curve,
+    double_descent_verdict,
+    interpolation_threshold,
+)
 from addis.studies._p16_curves import Curves, deep_curve, of_trial
 from addis.study import Figure
 
@@ -56,6 +61,20 @@ def _line(
     )
 
 
+def _told(curve: Curve) -> str:
+    """Where a curve of test errors starts, peaks and ends."""
+    verdict = double_descent_verdict(curve)
+    left, peak, end = verdict.left, verdict.peak, verdict.end
+    middle = f"a peak of {peak.error:.2f} at {peak.value:g}" if peak else "no peak"
+    return f"{left.error:.2f} at {left.value:g}, {middle}, {end.error:.2f} at {end.value:g}"
+
+
+def _points(curve: Curve, metric: str = "test_error") -> str:
+    """A curve's medians with their places."""
+    pairs = zip(curve.median(metric), curve.values, strict=True)
+    return ", ".join(f"{error:.2f} at {value:g}" for error, value in pairs)
+
+
 def _model_wise(curves: Curves) -> Figure:
     figure, panels = _canvas(len(curves.noises), 3.4)
     for axes, noise in zip(panels, curves.noises, strict=True):
@@ -76,8 +95,12 @@ def _model_wise(curves: Curves) -> Figure:
     panels[-1].legend(fontsize="x-small")
     return Figure(
         name="a_model_wise", figure=figure,
-        alt="Test error against the number of random features, one panel for each noise level: it "
-        "falls, peaks where features equal samples, and falls again; ridge has no peak.",
+        alt="Test error against the number of random features, one panel for each noise level. "
+        + "; ".join(
+            f"noise {noise:.0%}: least squares {_told(curves.plain(noise))}, "
+            f"ridge {_told(next(iter(curves.remedies(noise).values())))}"
+            for noise in curves.noises
+        ),
         caption=f"Model-wise. n = {curves.fixed}, medians over seeds and their range. Dotted: "
         "p = n, where the training loss reaches zero (black), and where the training error first "
         "reaches 0.1 (grey). Ridge and stopping time were chosen on clean validation images.",
@@ -99,12 +122,16 @@ def _heat_map(curves: Curves) -> Figure:
         axes.set(xscale="log", yscale="log", xlabel="features p", title=metric.replace("_", " "))
         axes.grid(visible=False)
     panels[0].set_ylabel("epochs (full-batch gradient steps)")
+    first, last = (
+        curves.steps.at(noise=noise, steps=float(t)) for t in grid.grid["steps"][[0, -1]]
+    )
     return Figure(
         name="b_epochs_width", figure=figure,
-        alt="Heat maps of test and training error over width and epochs: a ridge of high test "
-        "error rises at p = n after many epochs.",
-        caption=f"Epochs and width, label noise {noise:.0%}. Gradient descent in closed form; the "
-        "peak needs many epochs, so early stopping avoids it.",
+        alt="Heat maps of test and training error over width and epochs. Test error after "
+        f"{grid.grid['steps'][0]:g} epochs: {_told(first)}; after {grid.grid['steps'][-1]:g}: "
+        f"{_told(last)}.",
+        caption=f"Epochs and width, label noise {noise:.0%}. Gradient descent in closed form; "
+        "dotted: p = n.",
     )  # fmt: skip
 
 
@@ -120,10 +147,10 @@ def _sample_wise(curves: Curves) -> Figure:
     axes.legend(fontsize="x-small")
     return Figure(
         name="c_sample_wise", figure=figure,
-        alt="Test error against samples: least squares peaks where samples equal features, ridge "
-        "falls all the way.",
-        caption=f"Sample-wise. p = {curves.fixed} features, label noise {noise:.0%}: towards "
-        "n = p (dotted) more data hurt; with ridge they do not.",
+        alt=f"Test error against samples. Least squares: {_told(curves.plain(noise))}; ridge: "
+        f"{_told(remedy)}.",
+        caption=f"Sample-wise. p = {curves.fixed} features, label noise {noise:.0%}; dotted: "
+        "n = p.",
     )  # fmt: skip
 
 
@@ -147,10 +174,18 @@ def _effective(curves: Curves) -> Figure:
     panels[0].legend(fontsize="xx-small")
     return Figure(
         name="d_effective_parameters", figure=figure,
-        alt="The same test errors against features and against effective parameters: on the right "
-        "the second descent runs back along a U.",
-        caption="The same points against effective parameters (Curth et al. 2023): past p = n a "
-        "wider model is a simpler one, and the second descent folds back.",
+        alt="The same test errors against features, left, and effective parameters, right. "
+        + "; ".join(
+            f"noise {noise:.0%}: {sizes[0]:.0f} effective parameters at p = {values[0]:g}, at most "
+            f"{np.nanmax(sizes):.0f} at p = {values[int(np.nanargmax(sizes))]:g}, {sizes[-1]:.0f} "
+            f"at p = {values[-1]:g}"
+            for noise, values, sizes in (
+                (noise, plain.values, plain.median("parameters_test"))
+                for noise, plain in ((noise, curves.plain(noise)) for noise in curves.noises)
+            )
+        ),
+        caption="The same points against effective parameters (Curth et al. 2023): where those "
+        "fall again past p = n, a wider model is a simpler one and the second descent folds back.",
     )  # fmt: skip
 
 
@@ -193,7 +228,12 @@ def _decomposition(results: pd.DataFrame, n: int) -> Figure:
     noise = float(rows["noise"].iloc[0])
     return Figure(
         name="f_decomposition", figure=figure,
-        alt="Bias and variances of the test loss against width: all of them peak at p = n.",
+        alt="Bias and variances of the test loss against width. Largest: "
+        + ", ".join(
+            f"{name.removeprefix('part_').replace('x', ' x ')} {values.max():.2g} at p = "
+            f"{rows['width'].iloc[int(np.argmax(values))]}"
+            for name, values in ((name, rows[name].astype(float).to_numpy()) for name in names)
+        ),
         caption=f"Where the peak comes from, label noise {noise:.0%}: the test loss split into "
         "bias and the variances due to initialisation, sampling, label noise and their "
         "interactions (Adlam and Pennington 2020). With few draws the bias at the peak still "
@@ -213,8 +253,9 @@ def _deep_widths(curve: Curve) -> Figure:
     axes.legend(fontsize="x-small")
     return Figure(
         name="g_deep_widths", figure=figure,
-        alt="Test and training error of convolutional nets against width, at the end of training "
-        "and stopped early.",
+        alt="Test error of convolutional nets against width, at the end of training: "
+        f"{_points(final)}; stopped early: {_points(early)}; training error at the end: "
+        f"{_points(final, 'train_error')}.",
         caption="Deep nets, model-wise: medians over seeds and their range.",
     )  # fmt: skip
 
@@ -246,6 +287,7 @@ def _deep_samples(curve: Curve) -> Figure:
     axes.legend(fontsize="x-small")
     return Figure(
         name="i_deep_samples", figure=figure,
-        alt="Test and training error of convolutional nets against the number of samples.",
+        alt="Test error of convolutional nets against the number of samples: "
+        f"{_points(final)}; training error: {_points(final, 'train_error')}.",
         caption="Deep nets, sample-wise, at one width.",
     )  # fmt: skip
