@@ -8,10 +8,11 @@ __all__ = ["spread_text", "value_text"]
 
 
 def value_text(value: float | str | None, unit: str = "") -> str:
-    """A number with its unit, to four significant digits; a text as it is; a dash for none.
+    """A number with its unit, to four significant digits or to the nearest whole; a text as it is;
+    a dash for none.
 
-    >>> value_text(0.123456, "bits")
-    '0.1235 bits'
+    >>> value_text(0.123456, "bits"), value_text(34244.0932, "ms")
+    ('0.1235 bits', '34 244 ms')
     >>> value_text(14.5, "%"), value_text(None)
     ('14.5 %', '–')
     """
@@ -37,6 +38,6 @@ def spread_text(spread: float | Sequence[float | None] | None) -> str:
 
 
 def _number(value: float) -> str:
-    if float(value).is_integer() and abs(value) < 1e7:
-        return f"{int(value):,}".replace(",", " ")
+    if abs(value) < 1e7 and (float(value).is_integer() or abs(value) >= 1e4):
+        return f"{round(value):,}".replace(",", " ")
     return f"{value:.4g}"
