@@ -170,3 +170,30 @@ def test_failed_trials_are_left_out() -> None:
     assert verdicts(results)["P1"] == "not judged"
     assert len(tables(results)) == 1
     assert [figure.name for figure in figures(results)] == ["errors", "probes"]
+
+
+def test_every_trial_of_a_small_study_runs_and_its_figures_are_drawn() -> None:
+    """The whole chain on a study of seconds: trials, claims, tables, figures."""
+    tiny = STUDY.scales["tiny"]
+    short = replace(tiny.conv, width=4)
+    config = replace(
+        tiny, sources=(SOURCE,), conv=short, mlp=replace(tiny.mlp, width=16), epochs=1, seeds=1,
+        batch_size=64, memory_batches=(1, 2), memory_depths=(2, 4),
+        depth=tuple(
+            replace(depth, net=replace(short, ways=("pred", "global")), train=128, epochs=1,
+                    seeds=2)
+            for depth in tiny.depth
+        ),
+    )  # fmt: skip
+    rows = []
+    for trial in STUDY.trials(config):
+        if trial.function is facts:  # counted above, at full size
+            continue
+        found = trial.function(trial.args)
+        rows.append(trial.settings() | found | {"function": trial.function.__name__, "error": None})
+    frame = pd.DataFrame(rows)
+    judged = {claim.id: claim.verdict for claim in claims(frame)}
+    assert set(judged) >= {"P1", "P2", "P2-tuned", "P2-heads", "P3", "P4", "P5", "P7", "D1"}
+    assert judged["D1"] != "not judged"
+    assert {figure.name for figure in figures(frame)} >= {"errors", "probes", "memory"}
+    assert tables(frame)
