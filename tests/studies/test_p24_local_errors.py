@@ -148,6 +148,37 @@ def test_the_mlp_claim_has_two_sides() -> None:
         assert verdicts(frame(errors, net="mlp"))["P3"] == verdict
 
 
+@pytest.mark.parametrize(("kept", "verdict"), [(0.9, "reproduced"), (1.1, "not reproduced")])
+def test_the_claim_of_bytes_follows_the_count(kept: float, verdict: str) -> None:
+    names = ("kept pred", "kept checkpoint for predsim", "kept deep supervision")
+    row = {"function": "cost", "error": None, "kept predsim": kept, **dict.fromkeys(names, 0.5)}
+    assert verdicts(pd.concat([frame(GOOD), pd.DataFrame([row])]))["P5"] == verdict
+
+
+@pytest.mark.parametrize(
+    ("pred", "predsim", "verdict"),
+    [(0.7, 2.4, "reproduced"), (1.1, 2.4, "not reproduced"), (0.7, 0.9, "not reproduced")],
+)
+def test_the_claim_of_cost_has_two_sides(pred: float, predsim: float, verdict: str) -> None:
+    row = {"function": "facts", "error": None, "flops pred": pred, "flops predsim": predsim}
+    assert verdicts(pd.concat([frame(GOOD), pd.DataFrame([row])]))["P6"] == verdict
+
+
+@pytest.mark.parametrize(
+    ("fine", "whole", "verdict"), [(9.0, 7.0, "reproduced"), (7.0, 9.0, "not reproduced")]
+)
+def test_the_claim_of_depth_compares_the_finest_cut_with_none(
+    fine: float, whole: float, verdict: str
+) -> None:
+    panel = pd.concat(
+        [
+            frame({"pred": [error, error + 0.1]}, net="resnet20").assign(blocks=blocks)
+            for blocks, error in ((1, fine), (4, 8.0), (100, whole))
+        ]
+    )
+    assert verdicts(pd.concat([frame(GOOD), panel]))["D1"] == verdict
+
+
 def test_a_wide_spread_is_told() -> None:
     noisy = frame(GOOD | {"predsim": [3.0, 6.5, 4.5]})
     claim = next(c for c in claims(noisy) if c.id == "P2")
