@@ -150,6 +150,35 @@ def test_other_curves_turn_each_verdict(failing: str, change: dict[str, Any]) ->
     assert verdicts(results(**change))[failing] == "not reproduced"
 
 
+def sample_rows(errors: tuple[float, ...]):
+    """What the deep trials of the sample axis give, beside a width of 2 with 400 samples."""
+    plain = next(row for row in deep_rows(BUMP, FALLS, FITS) if row["k"] == 2)
+    for samples, error in zip((25, 50, 100), errors, strict=True):
+        yield plain | {"axis": "samples", "samples": samples,
+                     "deep_test_error": np.array([[0.5, error]] * 3)}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("errors", "verdict"),
+    [((0.30, 0.31, 0.30), "reproduced"), ((0.36, 0.31, 0.30), "not reproduced"),
+     ((0.30, 0.31, 0.36), "not reproduced")],
+)  # fmt: skip
+def test_more_images_are_compared_at_four_times_as_many(
+    errors: tuple[float, ...], verdict: str
+) -> None:
+    frame = pd.concat([results(deep=(BUMP, FALLS, FITS)), pd.DataFrame(list(sample_rows(errors)))])
+    assert verdicts(frame)["D3"] == verdict  # also from 100 to the 400 of the width axis
+
+
+def test_an_interval_over_the_threshold_is_told() -> None:
+    frame = results()
+    one = (frame["axis"] == "n") & (frame["n"] == 40) & (frame["seed"] == 2)
+    frame.loc[one, "ridge_test_error"] = pd.Series([np.array([[0.2, 0.1]])], index=frame.index[one])
+    notes = {claim.id: claim.note for claim in claims(frame)}
+    assert "reaches over the threshold" in notes["S1"]
+    assert "reaches over the threshold" not in notes["M3"]
+
+
 def test_without_deep_nets_their_claims_are_not_judged() -> None:
     found = verdicts(results())
     assert found["D1"] == found["D2"] == "not judged"

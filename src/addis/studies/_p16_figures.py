@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,6 +60,13 @@ def _line(
     axes.fill_between(
         curve.values, np.nanmin(runs, 1), np.nanmax(runs, 1), color=colour, alpha=0.13, lw=0
     )
+
+
+def _log_ticks(axes: Axes, places: Iterable[float]) -> None:
+    """Ticks at these places alone, written out."""
+    chosen = list(places)
+    axes.set_xticks(chosen, [f"{place:g}" for place in chosen])
+    axes.minorticks_off()
 
 
 def _told(curve: Curve) -> str:
@@ -144,6 +152,8 @@ def _sample_wise(curves: Curves) -> Figure:
     _line(axes, remedy, "test_error", "s--", _RIDGE, "ridge", ms=3)
     axes.axvline(curves.fixed, color="k", lw=0.8, ls=":")
     axes.set(xscale="log", xlabel="samples n", ylabel="error", ylim=(0, 1))
+    doublings = curves.fixed * 2.0 ** np.arange(-9, 10)
+    _log_ticks(axes, doublings[(doublings >= remedy.values[0]) & (doublings <= remedy.values[-1])])
     axes.legend(fontsize="x-small")
     return Figure(
         name="c_sample_wise", figure=figure,
@@ -249,7 +259,7 @@ def _deep_widths(curve: Curve) -> Figure:
     _line(axes, early, "test_error", "s--", _STOP, "test, stopped early", ms=3)
     _line(axes, final, "train_error", "-", _TRAIN, "train, end of training", lw=1)
     axes.set(xlabel="width k", ylabel="error", ylim=(0, None), xscale="log")
-    axes.set_xticks(final.values, [f"{k:g}" for k in final.values])
+    _log_ticks(axes, final.values)
     axes.legend(fontsize="x-small")
     return Figure(
         name="g_deep_widths", figure=figure,
@@ -284,6 +294,7 @@ def _deep_samples(curve: Curve) -> Figure:
     _line(axes, final, "test_error", "o-", _TEST, "test, end of training", ms=3)
     _line(axes, final, "train_error", "-", _TRAIN, "train, end of training", lw=1)
     axes.set(xscale="log", xlabel="samples n", ylabel="error", ylim=(0, None))
+    _log_ticks(axes, final.values)
     axes.legend(fontsize="x-small")
     return Figure(
         name="i_deep_samples", figure=figure,
