@@ -28,16 +28,17 @@ _TEST, _TRAIN, _RIDGE, _STOP, _ENSEMBLE = "C3", "0.45", "C0", "C2", "C1"
 
 
 def figures(results: pd.DataFrame) -> list[Figure]:
-    """The paper's four views on random features, two later ones, and the deep nets where run."""
+    """The deep nets where run, the paper's views on random features, and two later ones."""
     widths, samples = Curves(results, "p"), Curves(results, "n")
-    drawn = [_model_wise(widths), _heat_map(widths), _sample_wise(samples)]
-    drawn += [_effective(widths), _epoch_wise(results), _decomposition(results, widths.fixed)]
+    drawn = []
     deep = deep_curve(results, "k")
     if deep is not None:
         drawn += [_deep_widths(deep), _deep_epochs(deep)]
     more = deep_curve(results, "samples")
     if more is not None:
         drawn.append(_deep_samples(more))
+    drawn += [_model_wise(widths), _heat_map(widths), _sample_wise(samples)]
+    drawn += [_effective(widths), _epoch_wise(results), _decomposition(results, widths.fixed)]
     return drawn
 
 
@@ -102,7 +103,7 @@ def _model_wise(curves: Curves) -> Figure:
     panels[0].set_ylabel("error")
     panels[-1].legend(fontsize="x-small")
     return Figure(
-        name="a_model_wise", figure=figure,
+        name="d_model_wise", figure=figure,
         alt="Test error against the number of random features, one panel for each noise level. "
         + "; ".join(
             f"noise {noise:.0%}: least squares {_told(curves.plain(noise))}, "
@@ -134,7 +135,7 @@ def _heat_map(curves: Curves) -> Figure:
         curves.steps.at(noise=noise, steps=float(t)) for t in grid.grid["steps"][[0, -1]]
     )
     return Figure(
-        name="b_epochs_width", figure=figure,
+        name="e_epochs_width", figure=figure,
         alt="Heat maps of test and training error over width and epochs. Test error after "
         f"{grid.grid['steps'][0]:g} epochs: {_told(first)}; after {grid.grid['steps'][-1]:g}: "
         f"{_told(last)}.",
@@ -156,7 +157,7 @@ def _sample_wise(curves: Curves) -> Figure:
     _log_ticks(axes, doublings[(doublings >= remedy.values[0]) & (doublings <= remedy.values[-1])])
     axes.legend(fontsize="x-small")
     return Figure(
-        name="c_sample_wise", figure=figure,
+        name="f_sample_wise", figure=figure,
         alt=f"Test error against samples. Least squares: {_told(curves.plain(noise))}; ridge: "
         f"{_told(remedy)}.",
         caption=f"Sample-wise. p = {curves.fixed} features, label noise {noise:.0%}; dotted: "
@@ -183,7 +184,7 @@ def _effective(curves: Curves) -> Figure:
     panels[1].set(xlabel="effective parameters on test inputs")
     panels[0].legend(fontsize="xx-small")
     return Figure(
-        name="d_effective_parameters", figure=figure,
+        name="g_effective_parameters", figure=figure,
         alt="The same test errors against features, left, and effective parameters, right. "
         + "; ".join(
             f"noise {noise:.0%}: {sizes[0]:.0f} effective parameters at p = {values[0]:g}, at most "
@@ -212,7 +213,7 @@ def _epoch_wise(results: pd.DataFrame) -> Figure:
     axes.set(xscale="log", xlabel="gradient steps + 1", ylabel="excess risk", ylim=(0, 1.4))
     axes.legend(fontsize="x-small")
     return Figure(
-        name="e_epoch_wise", figure=figure,
+        name="h_epoch_wise", figure=figure,
         alt="Risk over gradient steps: down, up, down with one step size for all features; one "
         "lower minimum with equal speeds.",
         caption="Epoch-wise, exactly solvable (Heckel and Yilmaz 2021): features learnt at two "
@@ -237,7 +238,7 @@ def _decomposition(results: pd.DataFrame, n: int) -> Figure:
     axes.legend(fontsize="xx-small", ncols=2)
     noise = float(rows["noise"].iloc[0])
     return Figure(
-        name="f_decomposition", figure=figure,
+        name="i_decomposition", figure=figure,
         alt="Bias and variances of the test loss against width. Largest: "
         + ", ".join(
             f"{name.removeprefix('part_').replace('x', ' x ')} {values.max():.2g} at p = "
@@ -262,7 +263,7 @@ def _deep_widths(curve: Curve) -> Figure:
     _log_ticks(axes, final.values)
     axes.legend(fontsize="x-small")
     return Figure(
-        name="g_deep_widths", figure=figure,
+        name="a_deep_widths", figure=figure,
         alt="Test error of convolutional nets against width, at the end of training: "
         f"{_points(final)}; stopped early: {_points(early)}; training error at the end: "
         f"{_points(final, 'train_error')}.",
@@ -282,7 +283,7 @@ def _deep_epochs(curve: Curve) -> Figure:
     panels[0].set_ylabel("error")
     panels[-1].legend(fontsize="x-small")
     return Figure(
-        name="h_deep_epochs", figure=figure,
+        name="b_deep_epochs", figure=figure,
         alt="Test and training error of convolutional nets over gradient steps at three widths.",
         caption="Deep nets, epoch-wise, from the same runs.",
     )  # fmt: skip
@@ -297,7 +298,7 @@ def _deep_samples(curve: Curve) -> Figure:
     _log_ticks(axes, final.values)
     axes.legend(fontsize="x-small")
     return Figure(
-        name="i_deep_samples", figure=figure,
+        name="c_deep_samples", figure=figure,
         alt="Test error of convolutional nets against the number of samples: "
         f"{_points(final)}; training error: {_points(final, 'train_error')}.",
         caption="Deep nets, sample-wise, at one width.",
