@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from addis.methods import methods
+from addis.methods import Method, methods
 from addis.study import read_records, spread_text, value_text
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- verdicts: written by make readme -->", "<!-- end of verdicts -->"
 SCALES = ("paper", "small")
+VERDICTS = ("reproduced", "not reproduced", "broken since", "not judged")
 
 
 def best_records() -> dict[str, dict[str, Any]]:
@@ -22,26 +23,37 @@ def best_records() -> dict[str, dict[str, Any]]:
 
 
 def text() -> str:
-    """What stands between the marks."""
+    """What stands between the marks: a line a paper, then a figure and the claims of each."""
     records = best_records()
-    lines = []
+    lines = [
+        "| paper | " + " | ".join(VERDICTS) + " | measured |",
+        "| --- |" + " ---: |" * 4 + " --- |",
+    ]
+    lines += [summary(method, records.get(method.study)) for method in methods()]
+    lines += ["", "Where a claim's column \"paper\" has a dash, it is a check that the paper lacks."]
     for method in methods():
         record = records.get(method.study)
-        lines += [f"### {method.study} {method.title} ({method.name})", "", method.summary, ""]
         if record is None:
-            lines += [f"Not run at small scale yet: `addis run {method.study} --scale small`.", ""]
             continue
         folder = f"results/{method.study}/{record['scale']}"
+        lines += ["", f"### {method.study} {method.title} ({method.name})", "", method.summary, ""]
         for figure in record["figures"][:1]:
-            lines += [f"![{figure['alt']}]({folder}/{figure['file']})", ""]
-        lines += [
-            f"{record['scale']}, {record['date']}, {record['seconds']:.0f} s of computation:",
-            "",
-        ]
+            lines += [f"![{figure['alt']}]({folder}/{figure['file']})", "", figure["caption"], ""]
+        lines += [f"<details><summary>Its {len(record['claims'])} claims</summary>", ""]
         lines += ["| claim | paper | measured | verdict |", "| --- | --- | --- | --- |"]
         lines += [row(claim) for claim in record["claims"]]
-        lines.append("")
-    return "\n".join(lines)
+        lines += ["", "</details>"]
+    return "\n".join(lines) + "\n"
+
+
+def summary(method: Method, record: dict[str, Any] | None) -> str:
+    """A paper as a line of the table of verdicts."""
+    name = f"{method.study} {method.name}: {method.title}"
+    if record is None:
+        return f"| {name} | | | | | not yet: `addis run {method.study} --scale small` |"
+    counts = [sum(c["verdict"] == verdict for c in record["claims"]) for verdict in VERDICTS]
+    measured = f"{record['scale']}, {record['date']}, {record['seconds'] / 60:.0f} min of one core"
+    return f"| {name} | " + " | ".join(map(str, counts)) + f" | {measured} |"
 
 
 def row(claim: dict[str, Any]) -> str:

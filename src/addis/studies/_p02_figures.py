@@ -93,10 +93,11 @@ def _title(scene: str) -> str:
 
 
 def _ranked(results: Results, scene: str, measure: str) -> str:
-    """The methods of a scene with their means of a measure, the best first."""
+    """The best three methods of a scene, the bottleneck and the controls, with their means."""
     found = {m: results.mean(scene, m, measure) for m in results.methods(scene, measure)}
     best = sorted(found, key=lambda m: -found[m])
-    return ", ".join(f"{method} {found[method]:.2f}" for method in best)
+    told = [m for i, m in enumerate(best) if i < 3 or m in ("iba 10", "blurred saliency", "random")]
+    return ", ".join(f"{method} {found[method]:.2f}" for method in told)
 
 
 def _curves(results: Results, settings: list[tuple[str, str]]) -> Figure:
