@@ -30,7 +30,7 @@ def text() -> str:
         "| --- |" + " ---: |" * 4 + " --- |",
     ]
     lines += [summary(method, records.get(method.study)) for method in methods()]
-    lines += ["", "Where a claim's column \"paper\" has a dash, it is a check that the paper lacks."]
+    lines += ["", 'A claim whose column "paper" has a dash is a check that the paper lacks.']
     for method in methods():
         record = records.get(method.study)
         if record is None:
