@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from addis import data
+from addis import __version__, data
 from addis.commands._photo_model import PhotoModel, open_photo
 from addis.explain import BottleneckStats
 
@@ -111,10 +111,9 @@ def _kept(model: PhotoModel, layer: str, images: list[Path] | list[Tensor]) -> P
     """Where statistics of this model, layer and images are kept; ``None`` where they are not."""
     if ":" in model.source:
         return None
-    library = model.source.partition("/")[0] if "/" in model.source else "addis"
-    settings = [
-        model.source, importlib.metadata.version(library), layer, model.size, model.mean, model.std,
-    ]  # fmt: skip
+    library, slash, _ = model.source.partition("/")  # timm/NAME, torchvision/NAME
+    version = importlib.metadata.version(library) if slash else __version__
+    settings = [model.source, version, layer, model.size, model.mean, model.std]
     digest = xxhash.xxh3_128(json.dumps(settings).encode())
     for name, value in model.module.state_dict().items():
         digest.update(name.encode())
