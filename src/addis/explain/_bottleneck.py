@@ -40,6 +40,7 @@ METHOD = Method(
     study="02",
     venue="ICLR 2020",
     summary="Shows in bits per pixel which regions of an image a classifier used.",
+    version=2,
 )
 
 Reduce = Literal["bits_per_pixel", "bits_per_cell"]
