@@ -46,12 +46,36 @@ def test_a_convolution_that_is_read_twice_or_run_twice_keeps_its_norm():
         torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-3)
 
 
-def test_a_model_that_cannot_be_traced_is_used_as_it_is():
+def test_a_model_that_cannot_be_traced_runs_with_its_channels_last():
     class Flow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
         def forward(self, x):
-            return x.mean((2, 3)) if x.sum() > 0 else -x.mean((2, 3))
+            y = self.conv(x)
+            self.last = y.is_contiguous(memory_format=torch.channels_last)
+            return y.mean((2, 3)) if x.sum() > 0 else -y.mean((2, 3))
 
     model = Flow().eval()
+    x = torch.randn(1, 3, 8, 8)
+    fast = folded(model, x)
+    with torch.no_grad():
+        for sign in (1, -1):
+            torch.testing.assert_close(fast(sign * x), model(sign * x))
+    assert fast.last
+    assert not model.last
+
+
+def test_a_model_that_cannot_be_copied_is_used_as_it_is():
+    class Held(nn.Module):
+        def __deepcopy__(self, memo):
+            raise RuntimeError("held")
+
+        def forward(self, x):
+            return x.mean((2, 3))
+
+    model = Held().eval()
     assert folded(model, torch.randn(1, 3, 4, 4)) is model
 
 

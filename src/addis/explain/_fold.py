@@ -20,30 +20,39 @@ _NORMS: dict[type[nn.Module], type[nn.Module]] = {
 def folded(model: nn.Module, x: Tensor) -> nn.Module:
     """A copy whose batch norms are merged into their convolutions, channels last on a CPU.
 
-    The copy computes the same function up to rounding, which is checked on ``x``; a model that
-    cannot be traced, or whose copy does not give its output, is returned as it is.
+    The copy computes the same function up to rounding, which is checked on ``x``. In a model that
+    cannot be traced nothing is merged; one that cannot be copied, or whose copy does not give its
+    output, is returned as it is.
 
     Args:
         model: An undisturbed model, in evaluation mode.
         x: A batch to check the copy on, ``(N, C, H, W)``.
     """
     try:
-        own = copy.deepcopy(model)  # what a traced model notes on itself is not noted on the user's
-        copied = fx.GraphModule(own, fx.Tracer().trace(own))
-    except Exception:  # tracing and copying run the user's code, which may fail in any way
+        copied = _merged(copy.deepcopy(model))  # the copy notes the tracing, not the user's model
+    except Exception:  # copying runs the user's code, which may fail in any way
         return model
-    modules = dict(copied.named_modules())
-    for node in copied.graph.nodes:
-        if node.op == "call_module" and _foldable(node, modules):
-            before = node.args[0]
-            conv, norm = modules[str(before.target)], modules[str(node.target)]
-            copied.set_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
-            node.replace_all_uses_with(before)
-            copied.graph.erase_node(node)
-    copied.recompile()
     if x.dim() == 4 and x.device.type == "cpu":
         copied = copied.to(memory_format=torch.channels_last)
     return copied if _agrees(copied, model, x) else model
+
+
+def _merged(model: nn.Module) -> nn.Module:
+    """The model traced, its batch norms merged; the model itself if it cannot be traced."""
+    try:
+        traced = fx.GraphModule(model, fx.Tracer().trace(model))
+    except Exception:  # tracing, too, runs the user's code
+        return model
+    modules = dict(traced.named_modules())
+    for node in traced.graph.nodes:
+        if node.op == "call_module" and _foldable(node, modules):
+            before = node.args[0]
+            conv, norm = modules[str(before.target)], modules[str(node.target)]
+            traced.set_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
+            node.replace_all_uses_with(before)
+            traced.graph.erase_node(node)
+    traced.recompile()
+    return traced
 
 
 def _foldable(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
