@@ -89,7 +89,9 @@ class TestConformance:
         (page,) = (ROOT / "docs" / "methods").glob(f"{method.study}-*.md")
         (example,) = (ROOT / "examples").glob(f"{method.study}_*.py")
         assert example.name in page.read_text(encoding="utf-8")
-        assert f"({method.name})" in (ROOT / "README.md").read_text(encoding="utf-8")
+        assert f"| {method.study} {method.name}: " in (ROOT / "README.md").read_text(
+            encoding="utf-8"
+        )
 
 
 @pytest.mark.parametrize("number", NUMBERS)

@@ -190,21 +190,23 @@ from pathlib import Path
 from addis.study import executor, run
 from tests.study.trials import toy
 if __name__ == "__main__":
-    store, log, name = sys.argv[1:]
+    store, log, name, points = sys.argv[1:]
     try:
-        study = toy(points=24, log=log, sleep=0.03)
+        study = toy(points=int(points), log=log, sleep=0.03)
         run(study, execute=executor(name, workers=2), store=Path(store))
     except KeyboardInterrupt:
         sys.exit(130)
 """
 
 
-def driver(tmp_path: Path, name: str) -> subprocess.Popen[bytes]:
+def driver(tmp_path: Path, name: str, points: int = 24) -> subprocess.Popen[bytes]:
     script = tmp_path / "driver.py"
     script.write_text(DRIVER)
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(tmp_path / "s"), str(tmp_path / "log"), name]
+    command = [
+        sys.executable, str(script), str(tmp_path / "s"), str(tmp_path / "log"), name, str(points)
+    ]  # fmt: skip
     return subprocess.Popen(command, env=environment, start_new_session=True)
 
 
@@ -250,7 +252,7 @@ def finished(tmp_path: Path, study: Study) -> dict[int, object]:
 
 
 def test_ctrl_c_stops_a_run_and_its_processes(tmp_path):
-    process = driver(tmp_path, "processes")
+    process = driver(tmp_path, "processes", points=3000)
     while len(lines(tmp_path / "log")) < 2 and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
