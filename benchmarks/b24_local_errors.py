@@ -28,9 +28,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from addis import data
 from addis.models import vgg8b, vgg11b
+from addis.studies._p24_nets import Way
+from addis.studies._p24_trials import Sets, Source, Train, sets, train
 from addis.study import Row, absent, peer_repository, timed
-from addis.train.local import localize, similarity_loss, similarity_matrix
+from addis.train.local import localize, milestones, similarity_loss, similarity_matrix
 
 REPOSITORY, COMMIT = "anokland+local-loss", "7b3b40b"
 LEAKY = partial(nn.LeakyReLU, 0.01)
@@ -79,6 +82,22 @@ class PublishedScript:
         with contextlib.redirect_stdout(io.StringIO()):
             self.scope["train"](1, self.scope["args"].lr)
 
+    def set_lr(self, lr: float) -> None:
+        """Sets the step of every block and of the output layer."""
+        self.model.set_learning_rate(lr)
+        for group in self.scope["optimizer"].param_groups:
+            group["lr"] = lr
+
+    @torch.no_grad()
+    def error(self, x: Tensor, y: Tensor) -> float:
+        """Wrong samples in percent."""
+        self.model.eval()
+        wrong = 0
+        for images, labels in zip(x.split(500), y.split(500), strict=True):
+            logits, _ = self.model(images, labels, F.one_hot(labels, 10).float())
+            wrong += int((logits.argmax(1) != labels).sum())
+        return 100 * wrong / len(y)
+
 
 class _OneBatch(list[tuple[Tensor, Tensor]]):
     def __init__(self, x: Tensor, y: Tensor) -> None:
@@ -121,6 +140,8 @@ def rows(*, full: bool = False, device: str = "cpu") -> Iterator[Row]:
     yield from _streams(x, y, device)
     yield from _kept(x[:16], y[:16], device)
     yield _closed_form(y, device)
+    if full:
+        yield from _errors()
 
 
 def _steps(x: Tensor, y: Tensor, device: str) -> Iterator[Row]:
@@ -220,6 +241,58 @@ def _published(x: Tensor, y: Tensor, *, full: bool) -> Iterator[Row]:
             partial(local.train_step, *batch), partial(script.step, *plain), repeats=5
         )
         yield _row(work, REPOSITORY, ours, theirs, target, len(x), version=COMMIT)
+
+
+def _errors() -> Iterator[Row]:
+    """Test error after the small study's training, the script beside ours: one recipe, two codes.
+
+    Both see the same images in the same batches; initial weights and dropout are their own draws.
+    """
+    path = peer_repository(REPOSITORY, COMMIT)
+    source, epochs, lr, decoder = Source("fashion_mnist", 1, 10_000, 2000), 12, 5e-4, 1024
+    ways: tuple[Way, ...] = ("pred", "predsim")
+    for way in ways:
+        work = f"test error of {way}, VGG8B of an eighth of the width, 10,000 garments, 12 epochs"
+        if path is None:
+            yield absent(work, REPOSITORY, "ADDIS_PEERS names no checkout", unit="%")
+            continue
+        ours = train(
+            Train(
+                source=source, net="vgg8b", width=0.125, way=way, blocks=0, epochs=epochs, lr=lr,
+                dropout=0.1, dim_in_decoder=decoder, batch_size=128, seed=0, probe=False,
+                device="cpu",
+            )
+        )["test_error"]  # fmt: skip
+        assert isinstance(ours, float)
+        theirs = _error_of_script(path, way, sets(source, 0), epochs, lr, decoder)
+        yield Row(
+            work=work, peer=REPOSITORY, version=COMMIT, unit="%", addis=ours, peer_value=theirs,
+            ratio=ours / theirs, target=None, note="one seed; the spread over seeds is the study's",
+        )  # fmt: skip
+
+
+def _error_of_script(
+    path: Path, way: Way, images: Sets, epochs: int, lr: float, decoder: int
+) -> float:
+    torch.manual_seed(0)
+    script = PublishedScript(
+        path,
+        [
+            "--model", "vgg8b", "--feat-mult", "0.125", "--loss-sup", way, "--dropout", "0.1",
+            "--nonlin", "relu" if way == "pred" else "leakyrelu", "--lr", str(lr),
+            "--dim-in-decoder", str(decoder),
+        ],
+        input_dim=28,
+        input_ch=1,
+    )  # fmt: skip
+    batches = data.Batches(images.train, 128, seed=0, drop_last=True)
+    for epoch in range(epochs):
+        if epoch in milestones(epochs):
+            lr *= 0.25
+            script.set_lr(lr)
+        for batch in batches:
+            script.step(*batch)
+    return script.error(*images.test)
 
 
 def _streams(x: Tensor, y: Tensor, device: str) -> Iterator[Row]:
