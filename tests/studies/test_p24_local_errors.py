@@ -179,6 +179,16 @@ def test_the_claim_of_depth_compares_the_finest_cut_with_none(
     assert verdicts(pd.concat([frame(GOOD), panel]))["D1"] == verdict
 
 
+@pytest.mark.parametrize(("error", "verdict"), [(4.45, "reproduced"), (4.7, "not reproduced")])
+def test_longer_runs_are_judged_by_themselves(error: float, verdict: str) -> None:
+    short = {"global": [4.5, 4.5], "predsim": [4.6, 4.6], "pred": [5.6, 5.6]}
+    long = {"global": [4.4, 4.4], "predsim": [error, error], "pred": [5.0, 5.0]}
+    both = pd.concat([frame(short), frame(long).assign(epochs=6)])
+    judged = verdicts(both)
+    assert judged["P2-longer"] == verdict
+    assert {k: v for k, v in judged.items() if k != "P2-longer"} == verdicts(frame(short))
+
+
 def test_a_wide_spread_is_told() -> None:
     noisy = frame(GOOD | {"predsim": [3.0, 6.5, 4.5]})
     claim = next(c for c in claims(noisy) if c.id == "P2")

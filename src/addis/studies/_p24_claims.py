@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
-from addis.study import Claim, Table
+from addis.study import Claim, Table, half_width
 
 __all__ = ["claims", "finished", "tables", "tuned"]
 
@@ -79,15 +78,31 @@ def claims(results: pd.DataFrame) -> list[Claim]:
             high=math.inf,
         ),
     ]
+    judged += _longer(conv, longer(results))
     judged += [_kept(results), _cost(results), _plausible(conv), _weight_of_sim(conv), _depth(runs)]
     return judged
 
 
 def finished(results: pd.DataFrame) -> pd.DataFrame:
-    """The training runs that ended, the source as the data set's name."""
+    """The training runs that ended, the source as the data set's name; without the longer ones."""
+    runs = _runs(results)
+    return tuned(runs[runs["epochs"] == _least_epochs(runs)])
+
+
+def longer(results: pd.DataFrame) -> pd.DataFrame:
+    """The training runs of more epochs than the others of their net."""
+    runs = _runs(results)
+    return runs[runs["epochs"] > _least_epochs(runs)]
+
+
+def _runs(results: pd.DataFrame) -> pd.DataFrame:
     runs = results[(results["function"] == "train") & results["error"].isna()]
-    runs = runs.assign(source=[_dataset(source) for source in runs["source"]])
-    return tuned(runs)
+    return runs.assign(source=[_dataset(source) for source in runs["source"]])
+
+
+def _least_epochs(runs: pd.DataFrame) -> pd.Series[int]:
+    least: pd.Series[int] = runs.groupby(["source", "net"])["epochs"].transform("min")
+    return least
 
 
 def _dataset(source: object) -> str:
@@ -135,7 +150,7 @@ class _Errors:
             )
         other = min(found, key=lambda name: float(found[name].mean()))
         paired = (own - found[other]).dropna()
-        mean, spread = float(paired.mean()), _half_width(paired.to_numpy())
+        mean, spread = float(paired.mean()), half_width(paired.to_numpy())
         holds = bool(low <= mean <= high)
         decided = _within(mean - spread, low, high) == _within(mean + spread, low, high) == holds
         note = f"{way} {own.mean():.2f} %, {other} {found[other].mean():.2f} %, {len(paired)} seeds"
@@ -155,13 +170,6 @@ class _Errors:
 
 def _within(value: float, low: float, high: float) -> bool:
     return low <= value <= high
-
-
-def _half_width(values: np.ndarray) -> float:
-    """Two standard errors of the mean; NaN of a single value is 0."""
-    if len(values) < 2:
-        return 0.0
-    return float(2 * values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def _unjudged(id: str, text: str, paper: float | str | None, why: str, unit: str = "") -> Claim:
@@ -214,6 +222,40 @@ def _cost(results: pd.DataFrame) -> Claim:
     )
 
 
+def _longer(short: _Errors, runs: pd.DataFrame) -> list[Claim]:
+    if runs.empty:
+        return []
+    long = _Errors(runs, short.dataset)
+    gaps, told = {}, []
+    for errors, epochs in ((short, short.runs["epochs"].min()), (long, runs["epochs"].min())):
+        found = {way: errors.by_seed(way) for way in ("predsim", "pred", "global")}
+        if any(series.empty for series in found.values()):
+            return []
+        gaps[epochs] = found["predsim"] - found["global"]
+        told.append(
+            f"after {epochs:.0f} epochs "
+            + ", ".join(f"{way} {series.mean():.2f} %" for way, series in found.items())
+        )
+    before, after = gaps.values()
+    shrunk = (before - after).dropna()
+    mean, spread = float(shrunk.mean()), half_width(shrunk.to_numpy())
+    note = "; ".join(told) + f"; {len(shrunk)} seeds in both"
+    if abs(mean) <= spread:
+        note += "; the spread reaches over 0"
+    return [
+        Claim(
+            id="P2-longer",
+            text="Trained for longer, predsim comes nearer to back-propagation on the conv net.",
+            paper=None,
+            measured=round(mean, 3),
+            spread=round(spread, 3),
+            holds=bool(mean > 0),
+            unit="points nearer",
+            note=note,
+        )
+    ]
+
+
 def _plausible(conv: _Errors) -> Claim:
     text = "predsim-bpf (beta 0.01) learns: at most 1.5 times the error of predsim on the conv net."
     own, other = conv.by_seed("predsim-bpf"), conv.by_seed("predsim")
@@ -230,7 +272,7 @@ def _plausible(conv: _Errors) -> Claim:
         text=text,
         paper=None,
         measured=round(float(ratio.mean()), 3),
-        spread=round(_half_width(ratio.to_numpy()), 3),
+        spread=round(half_width(ratio.to_numpy()), 3),
         holds=bool(ratio.mean() <= 1.5),
         unit="times",
         note=note,
@@ -259,7 +301,7 @@ def _depth(runs: pd.DataFrame) -> Claim:
         index="seed", columns="blocks", values="test_error"
     )
     paired = (table[table.columns.min()] - table[table.columns.max()]).dropna()
-    mean, spread = float(paired.mean()), _half_width(paired.to_numpy())
+    mean, spread = float(paired.mean()), half_width(paired.to_numpy())
     note = f"{net}: " + ", ".join(f"k={int(k)}: {v:.2f} %" for k, v in table.mean().items())
     note += f"; {len(paired)} seeds; InfoPro (Wang et al. 2021) reports it of greedy losses"
     if abs(mean) <= spread:

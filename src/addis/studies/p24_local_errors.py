@@ -36,6 +36,8 @@ _WAYS: tuple[Way, ...] = (
     "pred",
     "global",
 )
+_COSTS = {"predsim": 2.4, "deep supervision": 2.6, "sim": 2.0}
+"""Time of a step beside back-propagation's."""
 _MLP_WAYS: tuple[Way, ...] = ("predsim", "sim", "pred", "predsim-bpf", "global")
 
 
@@ -70,6 +72,15 @@ class Depth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Longer:
+    """The conv net trained for longer, to see whether distances are those of a short training."""
+
+    epochs: int
+    ways: tuple[Way, ...] = ("predsim", "pred", "global")
+    seeds: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """One scale."""
 
@@ -84,11 +95,14 @@ class Config:
     memory_depths: tuple[int, ...]
     side: int
     channels: int
+    longer: Longer | None = None
     device: str = "cpu"
 
 
 def trials(config: Config) -> Iterator[Trial]:
     """The long trials first."""
+    if config.longer is not None:
+        yield from _longer(config, config.longer)
     for seed in range(config.seeds):
         for source in config.sources:
             for net in (config.conv, config.mlp):
@@ -125,12 +139,20 @@ def trials(config: Config) -> Iterator[Trial]:
         yield Trial(memory, Memory(depth=depth_, batch=batch), cost=depth_ * batch / 60)
 
 
+def _longer(config: Config, longer: Longer) -> Iterator[Trial]:
+    source, net = config.sources[0], config.conv
+    for seed in range(longer.seeds):
+        for way in longer.ways:
+            args = _args(config, net, source, way, net.lr, seed, 0, longer.epochs)
+            cost = source.train * longer.epochs / 1500 * _COSTS.get(way, 1.0)
+            yield Trial(train, args, cost=cost)
+
+
 def _trained(config: Config, net: Net, source: Source, seed: int) -> Iterator[Trial]:
-    weights = {"predsim": 2.4, "deep supervision": 2.6, "sim": 2.0}
     for way in net.ways:
         args = _args(config, net, source, way, net.lr, seed, 0, config.epochs)
         size = (0.2 if net.net == "mlp" else 1.0) * source.train * config.epochs / 1500
-        yield Trial(train, args, cost=size * weights.get(way, 1.0))
+        yield Trial(train, args, cost=size * _COSTS.get(way, 1.0))
     for lr in net.tuned_lrs:
         args = _args(config, net, source, "tuned global", lr, seed, 0, config.epochs)
         yield Trial(train, args, cost=source.train * config.epochs / 1500)
@@ -220,6 +242,7 @@ _SMALL = Config(
     memory_depths=(4, 8, 16, 30),
     side=28,
     channels=1,
+    longer=Longer(epochs=36),
 )
 
 _PAPER = Config(

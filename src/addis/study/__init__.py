@@ -11,6 +11,7 @@ from addis.study._executors import Task as Task
 from addis.study._executors import executor as executor
 from addis.study._format import spread_text as spread_text
 from addis.study._format import value_text as value_text
+from addis.study._intervals import half_width as half_width
 from addis.study._intervals import mean_interval as mean_interval
 from addis.study._machine import machine as machine
 from addis.study._machine import versions as versions

@@ -1,4 +1,4 @@
-"""Intervals for claims about means over images."""
+"""Intervals for claims about means, over many images or few seeds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["mean_interval"]
+__all__ = ["half_width", "mean_interval"]
 
 
 def mean_interval(values: NDArray[Any], *, level: float = 0.95) -> tuple[float, float]:
@@ -34,3 +34,22 @@ def mean_interval(values: NDArray[Any], *, level: float = 0.95) -> tuple[float, 
         method="percentile", rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
     return float(found.low), float(found.high)
+
+
+def half_width(values: NDArray[Any], *, level: float = 0.95) -> float:
+    """Half the width of the Student interval of a mean over seeds; 0 for a single value.
+
+    Args:
+        values: One a seed, ``(S,)``.
+        level: Probability that the interval is built for.
+
+    Example:
+        >>> half_width(np.array([1.0, 2.0, 3.0]))  # 4.30 standard errors: three seeds say little
+        2.484
+    """
+    from scipy import stats
+
+    if len(values) < 2:
+        return 0.0
+    error = np.std(values, ddof=1) / np.sqrt(len(values))
+    return float(stats.t.ppf((1 + level) / 2, len(values) - 1) * error)
