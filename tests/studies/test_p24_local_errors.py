@@ -172,7 +172,9 @@ def test_the_claim_of_depth_compares_the_finest_cut_with_none(
 ) -> None:
     panel = pd.concat(
         [
-            frame({"pred": [error, error + 0.1]}, net="resnet20").assign(blocks=blocks)
+            frame({"pred": [50.0, 50.0]}, net="resnet20").assign(
+                blocks=blocks, probes=[np.array([20.0, error]), np.array([20.0, error + 0.1])]
+            )
             for blocks, error in ((1, fine), (4, 8.0), (100, whole))
         ]
     )

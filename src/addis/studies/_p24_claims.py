@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from addis.study import Claim, Table, half_width
 
-__all__ = ["claims", "finished", "tables", "tuned"]
+__all__ = ["claims", "finished", "longer", "tables", "tuned", "with_features"]
 
 _CONV = frozenset({"vgg8b", "conv4"})
 
@@ -292,14 +293,15 @@ def _weight_of_sim(conv: _Errors) -> Claim:
 
 
 def _depth(runs: pd.DataFrame) -> Claim:
-    text = "Cut into a block a layer, a network has more error with pred than as one block."
-    rows = runs[(runs["way"] == "pred") & (runs["blocks"] > 0)]
+    text = (
+        "Cut into a block a layer, a network trained with pred has worse features at its end than "
+        "as one block (error of a linear probe)."
+    )
+    rows = with_features(runs[(runs["way"] == "pred") & (runs["blocks"] > 0)])
     if rows.empty:
         return _unjudged("D1", text, "more", "this scale has no depth panel", "points")
     net = rows["net"].iloc[0]
-    table = rows[rows["net"] == net].pivot_table(
-        index="seed", columns="blocks", values="test_error"
-    )
+    table = rows[rows["net"] == net].pivot_table(index="seed", columns="blocks", values="features")
     paired = (table[table.columns.min()] - table[table.columns.max()]).dropna()
     mean, spread = float(paired.mean()), half_width(paired.to_numpy())
     note = f"{net}: " + ", ".join(f"k={int(k)}: {v:.2f} %" for k, v in table.mean().items())
@@ -316,6 +318,17 @@ def _depth(runs: pd.DataFrame) -> Claim:
         unit="points",
         note=note,
     )
+
+
+def with_features(runs: pd.DataFrame) -> pd.DataFrame:
+    """The probed runs with a column ``features``: error of a probe on what the output layer reads.
+
+    It leaves out how far the output layer itself was trained, which in a short training decides the
+    test error of a net of few features.
+    """
+    has = np.array([len(np.atleast_1d(probes)) > 0 for probes in runs["probes"]], dtype=bool)
+    probed = runs[has]
+    return probed.assign(features=[float(np.asarray(p)[-1]) for p in probed["probes"]])
 
 
 def _of(results: pd.DataFrame, function: str) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from addis.studies._p24_claims import finished
+from addis.studies._p24_claims import finished, with_features
 from addis.study import Figure
 
 if TYPE_CHECKING:
@@ -191,6 +191,7 @@ def _time(row: pd.Series[Any]) -> Figure:
 
 
 def _depth(runs: pd.DataFrame) -> Figure:
+    runs = with_features(runs)
     cut = runs[runs["blocks"] > 0]
     nets = list(dict.fromkeys(cut["net"]))
     figure, panels = _canvas(len(nets), width=5.2)
@@ -199,7 +200,7 @@ def _depth(runs: pd.DataFrame) -> Figure:
         least = sorted(set(rows["blocks"]))
         for way in ("pred", "predsim"):
             table = rows[rows["way"] == way].pivot_table(
-                index="seed", columns="blocks", values="test_error"
+                index="seed", columns="blocks", values="features"
             )
             if table.empty:
                 continue
@@ -212,18 +213,20 @@ def _depth(runs: pd.DataFrame) -> Figure:
             & (runs["epochs"] == rows["epochs"].iloc[0])
         ]
         if not whole.empty:
-            axes.axhline(whole["test_error"].mean(), color="0.35", linestyle="--", label="global")
+            axes.axhline(whole["features"].mean(), color="0.35", linestyle="--", label="global")
         axes.set_xticks(
             range(len(least)), ["whole" if k >= 100 else f"k = {int(k)}" for k in least]
         )
         axes.set_xlabel("least layers a block")
-        axes.set_ylabel("test error, %")
+        axes.set_ylabel("test error of a linear probe, %")
         axes.set_title(net, fontsize=10)
         axes.legend(fontsize=8)
     return Figure(
         name="depth",
         figure=figure,
-        alt="Lines of test error against the size of the blocks, for pred and predsim.",
-        caption="Test error by the least number of layers a block, dots are seeds: whole is one "
-        "block and the output layer. InfoPro found that greedy losses lose as blocks shrink.",
+        alt="Lines of a linear classifier's error on the last features against the size of the "
+        "blocks, for pred and predsim.",
+        caption="Error of a linear probe on what the output layer reads, by the least number of "
+        "layers a block; dots are seeds, whole is one block. InfoPro found that greedy losses lose "
+        "as blocks shrink.",
     )

@@ -180,7 +180,7 @@ def _args(
         dim_in_decoder=net.dim_in_decoder,
         batch_size=config.batch_size,
         seed=seed,
-        probe=least == 0 and net.net != "mlp" and way in _PROBED,
+        probe=net.net != "mlp" and way in _PROBED,
         device=config.device,
     )
 
