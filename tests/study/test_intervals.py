@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-from addis.study import mean_interval
+from addis.study import half_width, mean_interval
 
 
 def test_the_interval_covers_the_mean_and_narrows_with_images() -> None:
@@ -23,6 +25,19 @@ def test_a_higher_level_gives_a_wider_interval() -> None:
     assert lower < low < high < higher
 
 
-@pytest.mark.parametrize("values", [[0.3], [0.3, 0.3, 0.3]])
-def test_what_does_not_vary_has_no_width(values: list[float]) -> None:
-    assert mean_interval(np.array(values)) == (0.3, 0.3)
+def test_what_does_not_vary_has_no_width() -> None:
+    assert mean_interval(np.full(3, 0.3)) == (0.3, 0.3)
+    assert half_width(np.full(3, 0.3)) == pytest.approx(0, abs=1e-15)
+
+
+def test_a_single_value_decides_nothing() -> None:
+    assert mean_interval(np.array([0.3])) == (-math.inf, math.inf)
+    assert half_width(np.array([0.3])) == math.inf
+
+
+def test_the_half_width_is_that_of_student() -> None:
+    from scipy import stats
+
+    values = np.random.default_rng(3).normal(size=5)
+    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert half_width(values) == pytest.approx((high - low) / 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ __all__ = ["half_width", "mean_interval"]
 def mean_interval(values: NDArray[Any], *, level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean over images, always from the same draws.
 
-    For two methods on the same images give the differences: that interval is the paired one.
+    For two methods on the same images give the differences: that interval is the paired one. A
+    single image has no interval: it is the whole line.
 
     Args:
         values: One an image, ``(N,)``.
@@ -24,9 +26,10 @@ def mean_interval(values: NDArray[Any], *, level: float = 0.95) -> tuple[float, 
         >>> 0.1 <= low < 0.25 < high <= 0.4
         True
     """
-    if len(values) < 2 or np.ptp(values) == 0:
-        mean = float(np.mean(values))
-        return mean, mean
+    if len(values) < 2:
+        return -math.inf, math.inf
+    if np.ptp(values) == 0:  # which scipy calls degenerate
+        return float(values[0]), float(values[0])
     from scipy import stats  # a second to import
 
     found = stats.bootstrap(
@@ -37,7 +40,7 @@ def mean_interval(values: NDArray[Any], *, level: float = 0.95) -> tuple[float, 
 
 
 def half_width(values: NDArray[Any], *, level: float = 0.95) -> float:
-    """Half the width of the Student interval of a mean over seeds; 0 for a single value.
+    """Half the width of the Student interval of a mean over seeds; infinite for a single seed.
 
     Args:
         values: One a seed, ``(S,)``.
@@ -50,6 +53,6 @@ def half_width(values: NDArray[Any], *, level: float = 0.95) -> float:
     from scipy import stats
 
     if len(values) < 2:
-        return 0.0
+        return math.inf
     error = np.std(values, ddof=1) / np.sqrt(len(values))
     return float(stats.t.ppf((1 + level) / 2, len(values) - 1) * error)
