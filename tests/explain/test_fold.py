@@ -67,6 +67,21 @@ def test_a_model_that_cannot_be_traced_runs_with_its_channels_last():
     assert not model.last
 
 
+def test_a_model_whose_copy_fails_an_assertion_is_used_as_it_is():
+    class Fussy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            y = self.conv(x)
+            assert y.is_contiguous()
+            return y.mean((2, 3))
+
+    model = Fussy().eval()
+    assert folded(model, torch.randn(2, 3, 8, 8)) is model
+
+
 def test_a_model_that_cannot_be_copied_is_used_as_it_is():
     class Held(nn.Module):
         def __deepcopy__(self, memo):

@@ -69,7 +69,7 @@ def _agrees(copied: nn.Module, model: nn.Module, x: Tensor) -> bool:
     with torch.no_grad():
         try:
             ours, theirs = copied(x), model(x)
-        except (RuntimeError, TypeError, ValueError):
+        except Exception:  # a wrong trace may fail in any way, and the model itself still runs
             return False
     if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
         return False
