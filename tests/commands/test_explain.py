@@ -207,3 +207,11 @@ def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(folder, tmp_path, m
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("ADDIS_CACHE", str(tmp_path / "file"))
     assert statistics(zoo_model(), "layer1", None, folder)[0].n == 4
+
+
+def test_a_damaged_file_of_statistics_is_refused(folder):
+    stats = folder / "stats.safetensors"
+    run(folder, stats=stats, layer="1")
+    stats.write_bytes(stats.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"stats\.safetensors is damaged"):
+        run(folder, stats=stats, layer="1")

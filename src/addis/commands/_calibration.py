@@ -19,7 +19,6 @@ from typing import Final
 import torch
 import xxhash
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from addis import __version__, data
@@ -52,17 +51,18 @@ def statistics(
     if stats is not None and stats.exists():
         return BottleneckStats.load(stats, layer=layer), f"statistics read from {stats}"
     images, source = _images(model, calibration)
-    kept = _kept(model, layer, images)
-    found = _read(kept, layer) if stats is None and kept is not None else None
-    seen = "kept from" if found is not None else "from"
+    kept = _kept(model, layer, images) if stats is None else None
+    found = _read(kept, layer) if kept is not None else None
+    seen = "from" if found is None else "kept from"
     if found is None:
         found = _estimate(model, layer, images)
-        if stats is not None:
-            found.save(stats, layer=layer)
-        elif kept is not None:
+        if kept is not None:
             _keep(found, kept, layer)
+    written = ""
+    if stats is not None:
+        found.save(stats, layer=layer)
+        written = f", written to {stats}"
     rough = f", fewer than {_ENOUGH}: rough" if found.n < _ENOUGH else ""
-    written = f", written to {stats}" if stats is not None else ""
     return found, f"statistics {seen} {found.n} images of {source}{rough}{written}"
 
 
@@ -127,7 +127,7 @@ def _kept(model: PhotoModel, layer: str, images: list[Path] | list[Tensor]) -> P
 
 def _read(path: Path, layer: str) -> BottleneckStats | None:
     """The kept statistics, or ``None`` where there are none or the file is damaged."""
-    with suppress(FileNotFoundError, SafetensorError, ValueError):
+    with suppress(FileNotFoundError, ValueError):
         return BottleneckStats.load(path, layer=layer)
     return None
 

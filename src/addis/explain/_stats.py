@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -213,11 +213,14 @@ class BottleneckStats(nn.Module):
             layer: The layer that the statistics must be of, if the file has noted one.
 
         Raises:
-            ValueError: The file does not hold statistics, or those of another layer.
+            ValueError: The file is damaged, or does not hold statistics, or those of another layer.
         """
-        with safe_open(str(path), framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            noted = file.metadata() or {}
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                noted = file.metadata() or {}
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
         prior, of = noted.get("prior", ""), noted.get("layer", "")
         if layer and of and layer != of:
             raise ValueError(f"{path} holds statistics of layer {of}, not of {layer}")
