@@ -12,6 +12,8 @@ __all__ = ["claims", "tables"]
 
 IBA, CONTROL = "iba 10", "blurred saliency"
 CONTROLS = ("random", CONTROL)
+BEYOND = ("hirescam same layer", "layercam same layer", "rise")
+"""Baselines that the paper does not compare with."""
 RIVALS = ("grad-cam same layer", "saliency", "occlusion")
 MEASURES = (
     "bbox", "grid", "inside", "degradation", "road", "sensitivity", "kept", "tenth", "ms"
@@ -143,7 +145,7 @@ def _table(results: Results) -> Claim:
     settings, best, tally = results.degradations(), 0, Tally()
     tops, other_fill = [], []
     for scene, measure in settings:
-        others = _opponents(results, scene, measure)
+        others = [m for m in _opponents(results, scene, measure) if m not in BEYOND]
         top = max(others, key=lambda m: results.mean(scene, m, measure))
         edge, (low, high) = results.paired(scene, measure, IBA, top)
         tally = tally.plus(low, high)
@@ -163,7 +165,8 @@ def _table(results: Results) -> Claim:
     holds = best >= 5 / 6 * len(settings)
     return Claim(
         id="T1",
-        text="IBA (10/k) has the best mean degradation score of all baselines in 5 of 6 settings",
+        text="IBA (10/k) has a better mean degradation score than each of the paper's baselines in "
+        "5 of 6 settings",
         paper="5 of 6",
         measured=f"{best} of {len(settings)}; against the best baseline {tally}",
         holds=holds,
