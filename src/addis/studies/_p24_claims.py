@@ -10,7 +10,7 @@ import pandas as pd
 
 from addis.study import Claim, Table, half_width
 
-__all__ = ["claims", "finished", "longer", "tables", "tuned", "with_features"]
+__all__ = ["claims", "finished", "tables", "tuned", "with_features"]
 
 _CONV = frozenset({"vgg8b", "conv4"})
 
@@ -79,7 +79,7 @@ def claims(results: pd.DataFrame) -> list[Claim]:
             high=math.inf,
         ),
     ]
-    judged += _longer(conv, longer(results))
+    judged += _longer(conv, _longer_runs(results))
     judged += [_kept(results), _cost(results), _plausible(conv), _weight_of_sim(conv), _depth(runs)]
     return judged
 
@@ -90,7 +90,7 @@ def finished(results: pd.DataFrame) -> pd.DataFrame:
     return tuned(runs[runs["epochs"] == _least_epochs(runs)])
 
 
-def longer(results: pd.DataFrame) -> pd.DataFrame:
+def _longer_runs(results: pd.DataFrame) -> pd.DataFrame:
     """The training runs of more epochs than the others of their net."""
     runs = _runs(results)
     return runs[runs["epochs"] > _least_epochs(runs)]
@@ -301,11 +301,22 @@ def _depth(runs: pd.DataFrame) -> Claim:
     if rows.empty:
         return _unjudged("D1", text, "more", "this scale has no depth panel", "points")
     net = rows["net"].iloc[0]
-    table = rows[rows["net"] == net].pivot_table(index="seed", columns="blocks", values="features")
-    paired = (table[table.columns.min()] - table[table.columns.max()]).dropna()
-    mean, spread = float(paired.mean()), half_width(paired.to_numpy())
+    panel = rows[rows["net"] == net]
+    table, errors = (
+        panel.pivot_table(index="seed", columns="blocks", values=values)
+        for values in ("features", "test_error")
+    )
+    paired, by_error = (
+        (t[t.columns.min()] - t[t.columns.max()]).dropna().to_numpy() for t in (table, errors)
+    )
+    mean, spread = float(paired.mean()), half_width(paired)
     note = f"{net}: " + ", ".join(f"k={int(k)}: {v:.2f} %" for k, v in table.mean().items())
-    note += f"; {len(paired)} seeds; InfoPro (Wang et al. 2021) reports it of greedy losses"
+    note += (
+        f"; {len(paired)} seeds; by test error, which was the measure until the small scale had "
+        f"first run, {by_error.mean():+.2f} +- {half_width(by_error):.2f} points at a whole net's "
+        f"{errors[errors.columns.max()].mean():.1f} %; InfoPro (Wang et al. 2021) reports it of "
+        "greedy losses"
+    )
     if abs(mean) <= spread:
         note += "; the spread reaches over 0"
     return Claim(
