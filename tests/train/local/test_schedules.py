@@ -144,10 +144,13 @@ def test_a_step_waits_for_nothing() -> None:
     x, y = (t.cuda() for t in batch())
     local = localize(conv_net().cuda(), x)
     local.train_step(x, y)
+    before = [p.detach().clone() for p in local.parameters()]
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        stats = local.train_step(x, y)
+        local.train_step(x, y)
+        with pytest.raises(RuntimeError, match="synchroniz"):  # the mode does see who waits
+            x.sum().item()
     finally:
         torch.cuda.set_sync_debug_mode(mode)
-    assert stats is not None
+    assert not all(torch.equal(p, q) for p, q in zip(local.parameters(), before, strict=True))
