@@ -167,34 +167,30 @@ def _sample_wise(curves: Curves) -> Figure:
 
 def _effective(curves: Curves) -> Figure:
     figure, panels = _canvas(2)
+    told = []
     for noise, colour in zip(curves.noises, ("C0", "C1", "C3"), strict=False):
         plain = curves.plain(noise)
-        error = plain.median("test_error")
-        for axes, x in (
-            (panels[0], plain.values),
-            (panels[1], plain.median("parameters_test")),
-        ):
+        error, sizes = plain.median("test_error"), plain.median("parameters_test")
+        for axes, x in ((panels[0], plain.values), (panels[1], sizes)):
             for side, mark, label in (
                 (plain.values <= curves.fixed, "o-", f"noise {noise:.0%}, p up to n"),
                 (plain.values >= curves.fixed, "^--", f"noise {noise:.0%}, p from n"),
             ):
                 axes.plot(x[side], error[side], mark, color=colour, ms=3, lw=1, label=label)
             axes.set(xscale="log", ylim=(0, 1))
+        most = int(np.nanargmax(sizes))
+        told.append(
+            f"noise {noise:.0%}: {sizes[0]:.0f} effective parameters at p = {plain.values[0]:g}, "
+            f"at most {sizes[most]:.0f} at p = {plain.values[most]:g}, {sizes[-1]:.0f} at p = "
+            f"{plain.values[-1]:g}"
+        )
     panels[0].set(xlabel="features p", ylabel="test error")
     panels[1].set(xlabel="effective parameters on test inputs")
     panels[0].legend(fontsize="xx-small")
     return Figure(
         name="g_effective_parameters", figure=figure,
         alt="The same test errors against features, left, and effective parameters, right. "
-        + "; ".join(
-            f"noise {noise:.0%}: {sizes[0]:.0f} effective parameters at p = {values[0]:g}, at most "
-            f"{np.nanmax(sizes):.0f} at p = {values[int(np.nanargmax(sizes))]:g}, {sizes[-1]:.0f} "
-            f"at p = {values[-1]:g}"
-            for noise, values, sizes in (
-                (noise, plain.values, plain.median("parameters_test"))
-                for noise, plain in ((noise, curves.plain(noise)) for noise in curves.noises)
-            )
-        ),
+        + "; ".join(told),
         caption="The same points against effective parameters (Curth et al. 2023): where those "
         "fall again past p = n, a wider model is a simpler one and the second descent folds back.",
     )  # fmt: skip
