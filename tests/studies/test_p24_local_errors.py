@@ -92,6 +92,7 @@ def frame(errors: dict[str, list[float]], net: str = "conv4") -> pd.DataFrame:
             "seed": seed,
             "lr": 1.0,
             "epochs": 2,
+            "width": 4,
             "test_error": value,
             "validation_error": value,
             "step_seconds": 0.1,
@@ -182,13 +183,18 @@ def test_the_claim_of_depth_compares_the_finest_cut_with_none(
 
 
 @pytest.mark.parametrize(("error", "verdict"), [(4.45, "reproduced"), (4.7, "not reproduced")])
-def test_longer_runs_are_judged_by_themselves(error: float, verdict: str) -> None:
-    short = {"global": [4.5, 4.5], "predsim": [4.6, 4.6], "pred": [5.6, 5.6]}
-    long = {"global": [4.4, 4.4], "predsim": [error, error], "pred": [5.0, 5.0]}
-    both = pd.concat([frame(short), frame(long).assign(epochs=6)])
+@pytest.mark.parametrize(("axis", "name"), [("epochs", "P2-longer"), ("width", "P2-wider")])
+def test_larger_runs_are_judged_by_themselves(
+    error: float, verdict: str, axis: str, name: str
+) -> None:
+    small = {"global": [4.5, 4.5], "predsim": [4.6, 4.6], "pred": [5.6, 5.6]}
+    large = {"global": [4.4, 4.4], "predsim": [error, error]}
+    both = pd.concat([frame(small), frame(large).assign(**{axis: 6})])
     judged = verdicts(both)
-    assert judged["P2-longer"] == verdict
-    assert {k: v for k, v in judged.items() if k != "P2-longer"} == verdicts(frame(short))
+    assert judged[name] == verdict
+    assert {k: v for k, v in judged.items() if k != name} == verdicts(frame(small))
+    note = next(claim.note for claim in claims(both) if claim.id == name)
+    assert f"at 6 {axis} predsim {error:.2f} %, global 4.40 %; 2 seeds" in note
 
 
 def test_a_wide_spread_is_told() -> None:

@@ -79,21 +79,17 @@ def claims(results: pd.DataFrame) -> list[Claim]:
             high=math.inf,
         ),
     ]
-    judged += _longer(conv, _longer_runs(results))
+    judged += _larger(conv, _runs(results))
     judged += [_kept(results), _cost(results), _plausible(conv), _weight_of_sim(conv), _depth(runs)]
     return judged
 
 
 def finished(results: pd.DataFrame) -> pd.DataFrame:
-    """The training runs that ended, the source as the data set's name; without the longer ones."""
+    """The training runs that ended, the source as the data set's name; without those of more epochs
+    or of a wider net than the others.
+    """
     runs = _runs(results)
-    return tuned(runs[runs["epochs"] == _least_epochs(runs)])
-
-
-def _longer_runs(results: pd.DataFrame) -> pd.DataFrame:
-    """The training runs of more epochs than the others of their net."""
-    runs = _runs(results)
-    return runs[runs["epochs"] > _least_epochs(runs)]
+    return tuned(runs[~_above_least(runs, "epochs") & ~_above_least(runs, "width")])
 
 
 def _runs(results: pd.DataFrame) -> pd.DataFrame:
@@ -101,9 +97,10 @@ def _runs(results: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(source=[_dataset(source) for source in runs["source"]])
 
 
-def _least_epochs(runs: pd.DataFrame) -> pd.Series[int]:
-    least: pd.Series[int] = runs.groupby(["source", "net"])["epochs"].transform("min")
-    return least
+def _above_least(runs: pd.DataFrame, axis: str) -> pd.Series[bool]:
+    """Rows with more epochs, or more width, than the least of their net."""
+    above: pd.Series[bool] = runs[axis] > runs.groupby(["source", "net"])[axis].transform("min")
+    return above
 
 
 def _dataset(source: object) -> str:
@@ -223,38 +220,42 @@ def _cost(results: pd.DataFrame) -> Claim:
     )
 
 
-def _longer(short: _Errors, runs: pd.DataFrame) -> list[Claim]:
-    if runs.empty:
-        return []
-    long = _Errors(runs, short.dataset)
-    gaps, told = {}, []
-    for errors, epochs in ((short, short.runs["epochs"].min()), (long, runs["epochs"].min())):
-        found = {way: errors.by_seed(way) for way in ("predsim", "pred", "global")}
-        if any(series.empty for series in found.values()):
-            return []
-        gaps[epochs] = found["predsim"] - found["global"]
-        told.append(
-            f"after {epochs:.0f} epochs "
-            + ", ".join(f"{way} {series.mean():.2f} %" for way, series in found.items())
+def _larger(conv: _Errors, runs: pd.DataFrame) -> list[Claim]:
+    """Whether the distance to back-propagation is that of a short training, or of a narrow net."""
+    judged = []
+    for axis, name, text in (
+        ("epochs", "longer", "Trained for longer"),
+        ("width", "wider", "On a wider net"),
+    ):
+        more = _Errors(runs[_above_least(runs, axis)], conv.dataset)
+        gaps, told = [], []
+        for errors in (conv, more):
+            by_way = {way: errors.by_seed(way) for way in ("predsim", "pred", "global")}
+            gaps.append(by_way["predsim"] - by_way["global"])
+            told.append(
+                f"at {errors.runs[axis].min():g} {axis} "
+                + ", ".join(f"{way} {e.mean():.2f} %" for way, e in by_way.items() if not e.empty)
+            )
+        shrunk = (gaps[0] - gaps[1]).dropna()
+        if shrunk.empty:
+            continue
+        mean, spread = float(shrunk.mean()), half_width(shrunk.to_numpy())
+        note = "; ".join(told) + f"; {len(shrunk)} seeds in both"
+        if abs(mean) <= spread:
+            note += "; the spread reaches over 0"
+        judged.append(
+            Claim(
+                id=f"P2-{name}",
+                text=f"{text}, predsim comes nearer to back-propagation on the conv net.",
+                paper=None,
+                measured=round(mean, 3),
+                spread=round(spread, 3),
+                holds=bool(mean > 0),
+                unit="points nearer",
+                note=note,
+            )
         )
-    before, after = gaps.values()
-    shrunk = (before - after).dropna()
-    mean, spread = float(shrunk.mean()), half_width(shrunk.to_numpy())
-    note = "; ".join(told) + f"; {len(shrunk)} seeds in both"
-    if abs(mean) <= spread:
-        note += "; the spread reaches over 0"
-    return [
-        Claim(
-            id="P2-longer",
-            text="Trained for longer, predsim comes nearer to back-propagation on the conv net.",
-            paper=None,
-            measured=round(mean, 3),
-            spread=round(spread, 3),
-            holds=bool(mean > 0),
-            unit="points nearer",
-            note=note,
-        )
-    ]
+    return judged
 
 
 def _plausible(conv: _Errors) -> Claim:

@@ -72,10 +72,17 @@ class Depth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Longer:
-    """The conv net trained for longer, to see whether distances are those of a short training."""
+class Larger:
+    """The conv net trained for longer, or wider, to see whether distances are those of a short
+    training or of a narrow net.
+
+    Args:
+        epochs: Of each run.
+        width: Of the net, as in :class:`Net`.
+    """
 
     epochs: int
+    width: float
     ways: tuple[Way, ...] = ("predsim", "pred", "global")
     seeds: int = 3
 
@@ -95,14 +102,14 @@ class Config:
     memory_depths: tuple[int, ...]
     side: int
     channels: int
-    longer: Longer | None = None
+    larger: tuple[Larger, ...] = ()
     device: str = "cpu"
 
 
 def trials(config: Config) -> Iterator[Trial]:
     """The long trials first."""
-    if config.longer is not None:
-        yield from _longer(config, config.longer)
+    for larger in config.larger:
+        yield from _larger(config, larger)
     for seed in range(config.seeds):
         for source in config.sources:
             for net in (config.conv, config.mlp):
@@ -139,13 +146,13 @@ def trials(config: Config) -> Iterator[Trial]:
         yield Trial(memory, Memory(depth=depth_, batch=batch), cost=depth_ * batch / 60)
 
 
-def _longer(config: Config, longer: Longer) -> Iterator[Trial]:
-    source, net = config.sources[0], config.conv
-    for seed in range(longer.seeds):
-        for way in longer.ways:
-            args = _args(config, net, source, way, net.lr, seed, 0, longer.epochs)
-            cost = source.train * longer.epochs / 1500 * _COSTS.get(way, 1.0)
-            yield Trial(train, args, cost=cost)
+def _larger(config: Config, larger: Larger) -> Iterator[Trial]:
+    source, net = config.sources[0], replace(config.conv, width=larger.width)
+    size = source.train * larger.epochs / 1500 * (larger.width / config.conv.width) ** 1.6
+    for seed in range(larger.seeds):
+        for way in larger.ways:
+            args = _args(config, net, source, way, net.lr, seed, 0, larger.epochs)
+            yield Trial(train, args, cost=size * _COSTS.get(way, 1.0))
 
 
 def _trained(config: Config, net: Net, source: Source, seed: int) -> Iterator[Trial]:
@@ -242,7 +249,10 @@ _SMALL = Config(
     memory_depths=(4, 8, 16, 30),
     side=28,
     channels=1,
-    longer=Longer(epochs=36),
+    larger=(
+        Larger(epochs=36, width=0.125),
+        Larger(epochs=12, width=0.25, ways=("predsim", "global")),
+    ),
 )
 
 _PAPER = Config(
