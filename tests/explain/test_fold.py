@@ -26,6 +26,8 @@ def test_the_copy_computes_the_same_without_batch_norms():
         torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+    assert fast.fc.weight is model.fc.weight  # what does not change is not copied
+    assert not fast.get_submodule("layer1.0.conv1").weight.requires_grad
 
 
 def test_a_convolution_that_is_read_twice_or_run_twice_keeps_its_norm():

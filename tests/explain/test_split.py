@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -179,3 +181,91 @@ def test_torchvisions_models_are_cut(name):
         split = Splitter(model, find_layer(model, "auto", x))(x, 2)
         assert split.how == "suffix"
         torch.testing.assert_close(split.head(split.features.clone()), split.output)
+
+
+class Wide(nn.Module):
+    """Convolutions of many channels behind the layer, in a block and alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 256, 1)
+        self.block = nn.Sequential(
+            nn.Conv2d(256, 256, 3, padding=1, bias=False), nn.BatchNorm2d(256), nn.ReLU(True)
+        )
+        self.alone = nn.Conv2d(256, 256, 3, padding=1)
+        self.fc = nn.Linear(256, 5)
+
+    def forward(self, x):
+        side = self.a(x)
+        deep = self.block(side)
+        return self.fc((self.alone(deep) + side).mean((2, 3)))
+
+
+def wide() -> tuple[Wide, torch.Tensor]:
+    torch.manual_seed(0)
+    model = Wide().eval()
+    model.block[1].running_mean.normal_()
+    model.block[1].running_var.uniform_(0.5, 2)
+    return model, torch.randn(2, 3, 6, 6)
+
+
+def copies_run(head) -> bool:
+    return bool(head.keywords["copies"])
+
+
+def test_wide_convolutions_run_in_merged_copies_that_give_the_same():
+    model, x = wide()
+    before = copy.deepcopy(model.state_dict())
+    splitter = Splitter(model, find_layer(model, "a"))
+    with undisturbed(model):
+        split = splitter(x, 2)
+        z = torch.randn(4, 256, 6, 6).requires_grad_()
+        assert copies_run(split.head)
+        ours = split.head(z)
+        side = split.features.repeat_interleave(2, dim=0)
+        assert side.shape == z.shape
+        deep = model.alone(model.block(z))
+        theirs = model.fc((deep + z).mean((2, 3)))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        grads = [torch.autograd.grad(out.square().sum(), z)[0] for out in (ours, theirs)]
+        torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-5)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("change", [
+    lambda m: m.block[0].weight.data.mul_(1 + 1e-6),  # under the slack of the check
+    lambda m: m.block[1].running_mean.add_(1e-6),
+    lambda m: setattr(m, "alone", nn.Conv2d(256, 256, 3, padding=1)),
+    lambda m: setattr(m.block, "2", nn.GELU()),
+    lambda m: m.block.register_forward_hook(lambda *parts: 2 * parts[-1]),
+])  # fmt: skip
+def test_a_change_of_the_model_between_two_batches_is_seen(change):
+    model, x = wide()
+    splitter = Splitter(model, find_layer(model, "a"))
+    with undisturbed(model):
+        assert copies_run(splitter(x, 1).head)
+    change(model)
+    with undisturbed(model), torch.no_grad():
+        split = splitter(x, 1)
+        fresh = Splitter(model, find_layer(model, "a"))(x, 1)
+        z = torch.randn(2, 256, 6, 6)
+        if copies_run(split.head):  # else a check has found that the old copies do not agree
+            assert torch.equal(split.head(z), fresh.head(z))
+        wanted = model.fc((model.alone(model.block(z)) + z).mean((2, 3)))
+        torch.testing.assert_close(split.head(z), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_cannot_be_copied_runs_its_own_modules():
+    class Held(nn.Conv2d):
+        def __deepcopy__(self, memo):
+            raise RuntimeError("held")
+
+    model, x = wide()
+    model.block.append(Held(256, 256, 1))
+    model.eval()
+    with undisturbed(model):
+        split = Splitter(model, find_layer(model, "a"))(x, 1)
+    assert split.how == "suffix"
+    assert not copies_run(split.head)

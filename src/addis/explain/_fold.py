@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-__all__ = ["folded"]
+from addis.explain._winograd import WinogradConv2d, suits
+
+__all__ = ["folded", "merged"]
 
 _NORMS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv1d: nn.BatchNorm1d,
@@ -18,31 +21,32 @@ _NORMS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def folded(model: nn.Module, x: Tensor) -> nn.Module:
-    """A copy whose batch norms are merged into their convolutions, channels last on a CPU.
-
-    The copy computes the same function up to rounding, which is checked on ``x``. In a model that
-    cannot be traced nothing is merged; one that cannot be copied, or whose copy does not give its
-    output, is returned as it is.
+    """A copy as :func:`merged` makes it, if it gives the model's output at ``x``; else the model.
 
     Args:
         model: An undisturbed model, in evaluation mode.
         x: A batch to check the copy on, ``(N, C, H, W)``.
     """
     try:
-        copied = _merged(copy.deepcopy(model))  # the copy notes the tracing, not the user's model
+        copied = merged(model)
     except Exception:  # copying runs the user's code, which may fail in any way
         return model
-    if x.dim() == 4 and x.device.type == "cpu":
-        copied = copied.to(memory_format=torch.channels_last)
     return copied if _agrees(copied, model, x) else model
 
 
-def _merged(model: nn.Module) -> nn.Module:
-    """The model traced, its batch norms merged; the model itself if it cannot be traced."""
+def merged(model: nn.Module) -> nn.Module:
+    """A copy whose batch norms are merged into their convolutions, for fixed weights.
+
+    On a CPU its convolutions are channels last, and those of many channels are Winograd's. It
+    computes the same function up to rounding where the tracing saw all of it; in a model that
+    cannot be traced nothing is merged. Parameters that are not changed are the model's own.
+    """
+    shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    copied = copy.deepcopy(model, shared)  # the copy notes the tracing, not the user's model
     try:
-        traced = fx.GraphModule(model, fx.Tracer().trace(model))
+        traced = fx.GraphModule(copied, fx.Tracer().trace(copied))
     except Exception:  # tracing, too, runs the user's code
-        return model
+        return _quick(copied)
     modules = dict(traced.named_modules())
     for node in traced.graph.nodes:
         if node.op == "call_module" and _foldable(node, modules):
@@ -52,7 +56,25 @@ def _merged(model: nn.Module) -> nn.Module:
             node.replace_all_uses_with(before)
             traced.graph.erase_node(node)
     traced.recompile()
-    return traced
+    return _quick(traced)
+
+
+def _quick(model: nn.Module) -> nn.Module:
+    """The model with quicker convolutions; their weights are copied, not changed."""
+    if suits(model):
+        return WinogradConv2d(model)
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            continue
+        weight = module._parameters.get("weight")
+        if weight is None or weight.device.type != "cpu":
+            continue
+        if suits(module):
+            model.set_submodule(name, WinogradConv2d(module))
+        else:
+            last = weight.detach().contiguous(memory_format=torch.channels_last)
+            module.weight = nn.Parameter(last, requires_grad=False)
+    return model
 
 
 def _foldable(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

@@ -5,24 +5,31 @@ values that the suffix reads (a shortcut round the layer, say) are computed once
 trace fails, or its suffix does not give the model's own output (checked at the first batch of each
 input size), the whole model runs instead: without gradients up to the layer, where the new features
 are put in, and with them from there. ``Split.how`` says which.
+
+On a CPU a suffix with wide convolutions runs a merged copy of its modules. The copy is made again
+when a weight has changed, and must give the model's output at every batch.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
+import xxhash
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from addis.explain._fold import merged
 from addis.explain._layers import Layer, capture, check_runs, first_tensor, with_first_tensor
+from addis.explain._winograd import suits
 
 __all__ = ["Split", "Splitter", "evaluate_node"]
 
+Head = Callable[[Tensor], Any]
 How = Literal["suffix", "head", "re-entry"]
 
 
@@ -39,7 +46,7 @@ class Split:
 
     features: Tensor
     output: Any
-    head: Callable[[Tensor], Any]
+    head: Head
     how: How
 
 
@@ -52,9 +59,7 @@ class Splitter:
         head: The model from the layer on, where the caller knows it; checked against the model.
     """
 
-    def __init__(
-        self, model: nn.Module, layer: Layer, head: Callable[[Tensor], Any] | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, layer: Layer, head: Head | None = None) -> None:
         self._model, self._layer, self._own_head = model, layer, head
         self._suffix = None if head is not None else _trace(model, layer)
         self._checked: dict[tuple[torch.Size, torch.dtype, torch.device], bool] = {}
@@ -78,7 +83,8 @@ class Splitter:
                 checked = self._suffix.agrees(x, features, output, min(repeats, 2))
                 self._checked[kind] = checked
             if suffix is not None and self._checked[kind]:
-                return Split(features, output, suffix, "suffix")
+                quick = self._suffix.quick_head(x, features, output, repeats)
+                return Split(features, output, quick or suffix, "suffix")
         entry = _ReEntry(self._model, self._layer, x.repeat_interleave(repeats, dim=0))
         return Split(features, output, entry, "re-entry")
 
@@ -128,13 +134,38 @@ class _Suffix:
         before = _upstream(self._side)
         self._prefix = [node for node in nodes if node in before and node in fed]
         self._last_use = _last_uses(self._nodes)
+        self._copies: tuple[bytes, dict[str, nn.Module]] = (b"", {})
 
-    def head(self, x: Tensor, repeats: int) -> Callable[[Tensor], Any] | None:
+    def head(self, x: Tensor, repeats: int) -> Head | None:
         """The suffix at a batch; ``None`` if a value that reaches it round the layer cannot be
         repeated.
         """
         side = self._side_values(x, repeats)
-        return None if side is None else partial(self._run, side=side)
+        return None if side is None else partial(self._run, side=side, copies={})
+
+    def quick_head(self, x: Tensor, features: Tensor, output: Any, repeats: int) -> Head | None:
+        """The suffix with merged copies of its modules; ``None`` where they gain nothing, or do not
+        give the model's output.
+        """
+        live = {
+            str(node.target): self._model.get_submodule(str(node.target))
+            for node in self._nodes
+            if node.op == "call_module"
+        }
+        wide = {name: m for name, m in live.items() if any(suits(part) for part in m.modules())}
+        if not wide:
+            return None
+        digest = _digest(wide.values())
+        if digest != self._copies[0]:
+            self._copies = (digest, _merged_copies(wide))
+        copies = self._copies[1]
+        once = partial(self._run, side=self._side_values(x, 1) or {}, copies=copies)
+        try:
+            if not copies or not _agrees(once, features, output):
+                return None
+        except Exception:  # a wrong trace may fail in any way, and the modules themselves still run
+            return None
+        return partial(self._run, side=self._side_values(x, repeats) or {}, copies=copies)
 
     def agrees(self, x: Tensor, features: Tensor, output: Any, repeats: int) -> bool:
         """Whether the suffix gives the model's output, also with more rows than the batch has."""
@@ -160,8 +191,10 @@ class _Suffix:
             return None
         return {node: value.repeat_interleave(repeats, dim=0) for node, value in values.items()}
 
-    def _run(self, z: Tensor, side: Mapping[fx.Node, Tensor]) -> Any:
-        """The model's output from the layer's output on."""
+    def _run(
+        self, z: Tensor, side: Mapping[fx.Node, Tensor], copies: Mapping[str, nn.Module]
+    ) -> Any:
+        """The model's output from the layer's output on, some of its modules replaced by name."""
         env: dict[fx.Node, Any] = {node: value.clone() for node, value in side.items()}
         env[self._entry] = z  # the side values are copied: the suffix may work in place
         for node in self._constants:
@@ -169,14 +202,22 @@ class _Suffix:
         for node in self._nodes:
             if node.op == "output":
                 return fx.node.map_arg(node.args[0], env.__getitem__)
-            env[node] = evaluate_node(self._model, node, env)
+            module = copies.get(str(node.target)) if node.op == "call_module" else None
+            env[node] = evaluate_node(self._model, node, env, module)
             for done in self._last_use.get(node, ()):
                 env.pop(done, None)
         raise RuntimeError("the traced model has no output that depends on the layer")
 
 
-def evaluate_node(model: nn.Module, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
-    """The value of a node of a traced model, given those of its arguments."""
+def evaluate_node(
+    model: nn.Module,
+    node: fx.Node,
+    env: Mapping[fx.Node, Any],
+    module: nn.Module | None = None,
+) -> Any:
+    """The value of a node of a traced model, given those of its arguments; ``module`` takes the
+    place of the one that is called.
+    """
     args = fx.node.map_arg(node.args, env.__getitem__)
     kwargs = fx.node.map_arg(node.kwargs, env.__getitem__)
     match node.op:
@@ -185,7 +226,7 @@ def evaluate_node(model: nn.Module, node: fx.Node, env: Mapping[fx.Node, Any]) -
         case "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         case "call_module":
-            return model.get_submodule(str(node.target))(*args, **kwargs)
+            return (module or model.get_submodule(str(node.target)))(*args, **kwargs)
         case "get_attr":
             value: Any = model
             for part in str(node.target).split("."):
@@ -193,6 +234,24 @@ def evaluate_node(model: nn.Module, node: fx.Node, env: Mapping[fx.Node, Any]) -
             return value
         case _:
             raise RuntimeError(f"cannot evaluate a node of kind {node.op!r}")
+
+
+def _digest(modules: Iterable[nn.Module]) -> bytes:
+    """A digest of the values of all weights and buffers."""
+    digest = xxhash.xxh3_128()
+    for module in modules:
+        for value in (*module.parameters(), *module.buffers()):
+            order = sorted(range(value.dim()), key=value.stride, reverse=True)
+            flat = value.detach().permute(order).contiguous().reshape(-1)  # no copy if dense
+            digest.update(flat.cpu().view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+def _merged_copies(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    try:
+        return {name: merged(module) for name, module in modules.items()}
+    except Exception:  # copying runs the user's code, which may fail in any way
+        return {}
 
 
 class _Tracer(fx.Tracer):
