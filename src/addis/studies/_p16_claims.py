@@ -9,7 +9,6 @@ from scipy import stats
 
 from addis.analyze import (
     TWO_SPEEDS,
-    Interval,
     Mitigation,
     double_descent_verdict,
     interpolation_threshold,
@@ -17,7 +16,15 @@ from addis.analyze import (
     turning_points,
 )
 from addis.analyze._intervals import bootstrap
-from addis.studies._p16_curves import Curves, deep_curve, largest_rise, of_trial, summary_row
+from addis.studies._p16_bump import bump_claims, bump_table
+from addis.studies._p16_curves import (
+    Curves,
+    deep_curve,
+    largest_rise,
+    of_trial,
+    reach,
+    summary_row,
+)
 from addis.study import Claim, Table
 
 __all__ = ["claims", "tables"]
@@ -40,6 +47,7 @@ def claims(results: pd.DataFrame) -> list[Claim]:
         _two_bumps(results),
         _equal_speeds(),
         *_deep(results),
+        *bump_claims(results),
     ]
 
 
@@ -72,7 +80,7 @@ def _model_wise(curves: Curves, noise: float) -> Claim:
             f"left minimum {verdict.left.error:.3f} at p = {verdict.left.value:g}, "
             + (f"peak {peak.error:.3f} at {peak.value:g}, " if peak else "no peak, ")
             + f"end {end:.3f} at {verdict.end.value:g}; n = {n}, {len(curve.seeds)} seeds"
-            + (_reach(height, 0.1) if height else "")
+            + (reach(height, 0.1) if height else "")
         ),
     )
 
@@ -100,7 +108,7 @@ def _height(results: pd.DataFrame) -> list[Claim]:
                 holds=least.value > 0,
                 unit=f"smallest step in {measure} from one noise level to the next",
                 note=", ".join(f"{value:.4g} at noise {noise:g}" for noise, value in pairs)
-                + f"; {len(curve.seeds)} seeds; {remark}{_reach(least, 0.0)}",
+                + f"; {len(curve.seeds)} seeds; {remark}{reach(least, 0.0)}",
             )
         )
     return found
@@ -127,7 +135,7 @@ def _ridge_removes(curves: Curves) -> Claim:
             f"noise {noise:g}: {row.worst.error:.3f} at p = {row.worst.value:g}"
             for noise, row in zip(curves.noises, rows, strict=True)
         )
-        + _reach(worst.excess, 0.03),
+        + reach(worst.excess, 0.03),
     )
 
 
@@ -178,7 +186,7 @@ def _more_data_hurts(curves: Curves) -> Claim:
         holds=ratio.value >= 2,
         unit="test error at n = p over that at n = p / 2",
         note=f"{medians[half]:.3f} at n = {p // 2}, {medians[full]:.3f} at n = {p}"
-        + _reach(ratio, 2.0),
+        + reach(ratio, 2.0),
     )
 
 
@@ -195,7 +203,7 @@ def _ridge_in_order(curves: Curves) -> Claim:
         holds=rise.value <= 0.01,
         unit="largest rise in test error from any sample size to any larger one",
         note=f"{medians[0]:.3f} at n = {remedy.values[0]:g}, {medians[-1]:.3f} at the end; {name}"
-        + _reach(rise, 0.01),
+        + reach(rise, 0.01),
     )
 
 
@@ -290,7 +298,7 @@ def _deep(results: pd.DataFrame) -> list[Claim]:
             note=("" if observed else "not observed at this budget; ")
             + (f"maximum {peak.error:.3f} at k = {peak.value:g}, " if peak else "no maximum, ")
             + f"widest {verdict.end.error:.3f}; training error at the end {trained}"
-            + (_reach(height, 0.03) if height else ""),
+            + (reach(height, 0.03) if height else ""),
         ),
         Claim(
             id="D2", text=stopped, paper="early stopping removes it", measured=rise.value,
@@ -298,7 +306,7 @@ def _deep(results: pd.DataFrame) -> list[Claim]:
             unit="largest rise in test error from any width to any larger one",
             note=f"{early.median('test_error')[0]:.3f} at k = {early.values[0]:g}, "
             f"{early.median('test_error')[-1]:.3f} at k = {early.values[-1]:g}"
-            + _reach(rise, 0.02),
+            + reach(rise, 0.02),
         ),
         *_deep_samples(results),
     ]  # fmt: skip
@@ -332,15 +340,9 @@ def _deep_samples(results: pd.DataFrame) -> list[Claim]:
             note=f"k = {width}: "
             + ", ".join(f"{error:.3f} at n = {n:g}" for error, n in points)
             + "; the claim was worded after the small scale's curve had been seen"
-            + _reach(gain, 0.01),
+            + reach(gain, 0.01),
         )
     ]
-
-
-def _reach(interval: Interval, threshold: float) -> str:
-    """What a note must say where the interval leaves the verdict open."""
-    open_ = interval.low <= threshold <= interval.high
-    return "; the interval reaches over the threshold" if open_ else ""
 
 
 def tables(results: pd.DataFrame) -> list[Table]:
@@ -365,6 +367,7 @@ def tables(results: pd.DataFrame) -> list[Table]:
             caption="Effective model complexity by its definition, with a 95 % interval.",
         ),
         Table(name="remedies", frame=_remedies(widths), caption="What removes the peak."),
+        *bump_table(results),
     ]  # fmt: skip
 
 

@@ -17,7 +17,17 @@ from addis.analyze import (
     interpolation_threshold,
 )
 
-__all__ = ["Curves", "deep_curve", "largest_rise", "of_trial", "summary_row"]
+__all__ = [
+    "Curves",
+    "deep_curve",
+    "largest_rise",
+    "listed",
+    "of_trial",
+    "points",
+    "reach",
+    "stacked_curve",
+    "summary_row",
+]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -121,8 +131,11 @@ def deep_curve(results: pd.DataFrame, axis: str) -> Curve | None:
         rows = rows[rows["k"].isin(own["k"].unique())]
     else:
         rows = rows[rows["axis"] == "k"]
-    if len(rows) == 0:
-        return None
+    return stacked_curve(rows, axis) if len(rows) else None
+
+
+def stacked_curve(rows: pd.DataFrame, axis: str) -> Curve:
+    """The curve over ``steps`` of trials whose seeds were stacked, from at least one row."""
     values = np.unique(rows[axis].astype(float))
     seeds = sorted({int(seed) for group in rows["seeds"] for seed in group})
     steps = np.asarray(rows.iloc[0]["checkpoints"], dtype=np.float64)
@@ -143,6 +156,22 @@ def largest_rise(medians: Array) -> float:
     """How much the curve rises at most from any point to any later one; 0 if it only falls."""
     lowest = np.minimum.accumulate(medians)
     return float(np.max(medians - lowest))
+
+
+def points(curve: Curve, metric: str = "test_error") -> str:
+    """A curve's medians with their places."""
+    return listed(curve.median(metric), curve.values)
+
+
+def listed(errors: Array, values: Array) -> str:
+    """Errors with their places."""
+    return ", ".join(f"{e:.2f} at {value:g}" for e, value in zip(errors, values, strict=True))
+
+
+def reach(interval: Interval, threshold: float) -> str:
+    """What a note must say where the interval leaves the verdict open."""
+    open_ = interval.low <= threshold <= interval.high
+    return "; the interval reaches over the threshold" if open_ else ""
 
 
 def summary_row(name: str, curve: Curve) -> dict[str, Any]:

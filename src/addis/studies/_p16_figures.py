@@ -15,7 +15,8 @@ from addis.analyze import (
     double_descent_verdict,
     interpolation_threshold,
 )
-from addis.studies._p16_curves import Curves, deep_curve, of_trial
+from addis.studies._p16_bump import Bump, final, read_bump
+from addis.studies._p16_curves import Curves, deep_curve, listed, of_trial, points
 from addis.study import Figure
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def figures(results: pd.DataFrame) -> list[Figure]:
         drawn.append(_deep_samples(more))
     drawn += [_model_wise(widths), _heat_map(widths), _sample_wise(samples)]
     drawn += [_effective(widths), _epoch_wise(results), _decomposition(results, widths.fixed)]
-    return drawn
+    bump = read_bump(results)
+    return drawn if bump is None else [*drawn, _deep_remedies(bump)]
 
 
 def _canvas(columns: int, height: float = 3.2) -> tuple[MatplotlibFigure, list[Axes]]:
@@ -76,12 +78,6 @@ def _told(curve: Curve) -> str:
     left, peak, end = verdict.left, verdict.peak, verdict.end
     middle = f"a peak of {peak.error:.2f} at {peak.value:g}" if peak else "no peak"
     return f"{left.error:.2f} at {left.value:g}, {middle}, {end.error:.2f} at {end.value:g}"
-
-
-def _points(curve: Curve, metric: str = "test_error") -> str:
-    """A curve's medians with their places."""
-    pairs = zip(curve.median(metric), curve.values, strict=True)
-    return ", ".join(f"{error:.2f} at {value:g}" for error, value in pairs)
 
 
 def _model_wise(curves: Curves) -> Figure:
@@ -261,8 +257,8 @@ def _deep_widths(curve: Curve) -> Figure:
     return Figure(
         name="a_deep_widths", figure=figure,
         alt="Test error of convolutional nets against width, at the end of training: "
-        f"{_points(final)}; stopped early: {_points(early)}; training error at the end: "
-        f"{_points(final, 'train_error')}.",
+        f"{points(final)}; stopped early: {points(early)}; training error at the end: "
+        f"{points(final, 'train_error')}.",
         caption="Deep nets, model-wise: medians over seeds and their range.",
     )  # fmt: skip
 
@@ -296,6 +292,33 @@ def _deep_samples(curve: Curve) -> Figure:
     return Figure(
         name="c_deep_samples", figure=figure,
         alt="Test error of convolutional nets against the number of samples: "
-        f"{_points(final)}; training error: {_points(final, 'train_error')}.",
+        f"{points(final)}; training error: {points(final, 'train_error')}.",
         caption="Deep nets, sample-wise, at one width.",
+    )  # fmt: skip
+
+
+def _deep_remedies(bump: Bump) -> Figure:
+    figure, (axes,) = _canvas(1, 3.4)
+    early = bump.plain.best("steps", by="validation_error")
+    lines = {name: final(curve) for name, curve in bump.trained.items()} | {"stopped early": early}
+    colours = {"none": _TEST, "stopped early": _STOP, "clean labels": _TRAIN}
+    blues = iter(("C9", "C0", "C4", "C8"))
+    told = []
+    for name, line in lines.items():
+        colour = colours.get(name) or next(blues)
+        _line(axes, line, "test_error", "o-" if name == "none" else "s--", colour, name, ms=3)
+        told.append(f"{name} {points(line)}")
+    nets = len(bump.plain.seeds)
+    vote, widths = bump.votes[:, 0], bump.plain.values
+    axes.plot(widths, vote, "^-", color=_ENSEMBLE, ms=4, label=f"vote of {nets}")
+    told.append(f"plurality vote of {nets} {listed(vote, widths)}")
+    axes.set(xlabel="width k", ylabel="test error", ylim=(0, None), xscale="log")
+    _log_ticks(axes, widths)
+    axes.legend(fontsize="x-small", ncols=2)
+    return Figure(
+        name="j_deep_remedies", figure=figure,
+        alt="Test error of convolutional nets against width about their peak: "
+        + "; ".join(told) + ".",
+        caption="What removes the deep nets' peak: medians over seeds and their range. The "
+        "stopping time was chosen on clean validation images; the others were trained to the end.",
     )  # fmt: skip

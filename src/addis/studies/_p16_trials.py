@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -38,9 +38,13 @@ __all__ = [
     "complexity",
     "deep",
     "epochs",
+    "images",
     "linear",
     "parts",
+    "trained",
 ]
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,16 +262,24 @@ def deep(args: Deep) -> Mapping[str, Value]:
     The training error is measured in evaluation mode, without augmentation. Batches are full: a
     last small one in an epoch would move the batch-norm statistics that it is measured with.
     """
+    _, errors = trained(args)
+    return errors
+
+
+def trained(
+    args: Deep, weight_decay: float | None = None
+) -> tuple[StackedTrainer, dict[str, Array]]:
+    """The copies at the end of training, and their errors by name as :func:`deep` gives them."""
     source = images(args.source)
     x, y = _samples(args, source.pool)
     whole = args.samples == args.source.pool
-    trainer = _trainer(args, x.shape[-3])
+    trainer = _trainer(args, x.shape[-3], weight_decay)
     batches = StackedBatches(
         (x, y), args.batch_size, seeds=args.seeds, own="targets" if whole else "data",
         drop_last=args.samples >= args.batch_size,
         transform=_augment if args.augment else None, device=args.device,
     )  # fmt: skip
-    found: dict[str, list[np.ndarray[tuple[int, ...], np.dtype[np.float64]]]] = {}
+    found: dict[str, list[Array]] = {}
     stops = iter(args.checkpoints)
     stop = next(stops)
     while trainer.steps < args.checkpoints[-1]:
@@ -280,7 +292,7 @@ def deep(args: Deep) -> Mapping[str, Value]:
                 stop = next(stops, 0)
             if stop == 0:
                 break
-    return {name: np.stack(errors, axis=1) for name, errors in found.items()}
+    return trainer, {name: np.stack(errors, axis=1) for name, errors in found.items()}
 
 
 def _samples(args: Deep, pool: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -300,7 +312,7 @@ def _samples(args: Deep, pool: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return x[orders], noisy.gather(1, orders)
 
 
-def _trainer(args: Deep, channels: int) -> StackedTrainer:
+def _trainer(args: Deep, channels: int, weight_decay: float | None) -> StackedTrainer:
     build = {"cnn5": models.cnn5, "preact_resnet18": models.preact_resnet18}[args.model]
     sgd = args.optimizer == "sgd"
 
@@ -309,7 +321,8 @@ def _trainer(args: Deep, channels: int) -> StackedTrainer:
 
     return StackedTrainer(
         net, seeds=args.seeds, optimizer=torch.optim.SGD if sgd else torch.optim.Adam, lr=args.lr,
-        schedule=schedules.inverse_root(512) if sgd else None, device=args.device,
+        weight_decay=weight_decay, schedule=schedules.inverse_root(512) if sgd else None,
+        device=args.device,
     )  # fmt: skip
 
 
@@ -320,7 +333,7 @@ def _augment(x: Tensor, generator: torch.Generator) -> Tensor:
 
 def _errors(
     trainer: StackedTrainer, source: Images, train: tuple[Tensor, Tensor]
-) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float64]]]:
+) -> dict[str, Array]:
     scores = {
         "deep_test_error": trainer.evaluate(*source.test),
         "deep_validation_error": trainer.evaluate(*source.validation),
