@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from addis import explain
-from addis.explain import BASELINES, BottleneckStats, InformationBottleneck, ReadoutBottleneck
+from addis.explain import (
+    BASELINES,
+    BottleneckStats,
+    InformationBottleneck,
+    Patterns,
+    ReadoutBottleneck,
+    pattern_attribution,
+)
 from tests.explain.test_baselines import TARGET, images, run, small_cnn
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -36,6 +43,18 @@ def test_statistics_are_those_of_the_cpu():
     assert ours.mean.device == x_there.device
     for name, value in theirs.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name].cpu(), value, rtol=1e-9, atol=1e-9)
+
+
+def test_patterns_are_those_of_the_cpu():
+    (model, x), (there, x_there) = both()
+    ours = Patterns.estimate(there, x_there.repeat(400, 1, 1, 1))
+    theirs = Patterns.estimate(model, x.repeat(400, 1, 1, 1))
+    for name, a in theirs.directions.items():
+        assert ours.directions[name].device == x_there.device
+        torch.testing.assert_close(ours.directions[name].cpu(), a, rtol=1e-6, atol=1e-8)
+    found = pattern_attribution(there, x_there, TARGET, theirs)
+    want = pattern_attribution(model, x, TARGET, theirs)
+    torch.testing.assert_close(found.cpu(), want, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

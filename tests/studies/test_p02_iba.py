@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from addis.explain import Patterns
 from addis.studies import _p02_trials
 from addis.studies._p02_claims import claims, tables
 from addis.studies._p02_figures import figures
+from addis.studies._p02_methods import explainers
 from addis.studies._p02_results import Results, Tally
-from addis.studies._p02_scenes import canvas, cifar, watermark
+from addis.studies._p02_scenes import Scene, canvas, cifar, watermark
 from addis.studies._p02_trials import (
     Cascade,
     Digits,
@@ -132,6 +136,32 @@ def test_every_scale_yields_distinct_trials_with_the_control_among_them():
     assert "blurred saliency" in methods_of("cifar10_resnet20")
     assert "blurred saliency" in methods_of("imagenet_squeezenet1_0")
     assert {f"iba {b}" for b in (1, 10, 100)} < set(methods_of("torchvision/vgg16"))
+    assert "pattern attribution" in methods_of("torchvision/vgg16")
+
+
+@pytest.mark.filterwarnings("ignore:the statistics rest on")
+def test_patterns_are_estimated_once_for_a_models_weights(monkeypatch):
+    taken = []
+
+    def estimate(model, *args, **kwargs):
+        taken.append(model)
+        return Patterns.estimate(model, *args, **kwargs)
+
+    monkeypatch.setattr("addis.explain.Patterns", SimpleNamespace(estimate=estimate))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).eval()
+    x, target = torch.randn(30, 3, 2, 2, generator=generator()), torch.zeros(30, dtype=torch.int64)
+    scene = Scene(model, x, target, x, layer="0", last="0", patches=(1, 2), pictures=x)
+    method = explainers(scene, 0)["pattern attribution"]
+    first = method(model, x, target)
+    assert torch.equal(method(model, x, target), first)
+    assert len(taken) == 1
+    with torch.no_grad():
+        model[1].weight.neg_()
+    assert not torch.equal(method(model, x, target), first)
+    assert len(taken) == 2
+    twin = copy.deepcopy(model)
+    method(twin, x, target)
+    assert taken[2:] == [twin]
 
 
 NETS = ("cifar10_resnet20", "cifar10_resnet56", "imagenet_squeezenet1_0")

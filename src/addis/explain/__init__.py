@@ -35,6 +35,9 @@ from addis.explain._objectives import Objective as Objective
 from addis.explain._objectives import cross_entropy as cross_entropy
 from addis.explain._objectives import logit_margin as logit_margin
 from addis.explain._occlusion import occlusion as occlusion
+from addis.explain._pattern import Patterns as Patterns
+from addis.explain._pattern import pattern_attribution as pattern_attribution
+from addis.explain._pattern import pattern_net as pattern_net
 from addis.explain._pointing import Mosaics as Mosaics
 from addis.explain._pointing import bbox_ratio as bbox_ratio
 from addis.explain._pointing import grid_pointing as grid_pointing

@@ -53,4 +53,7 @@ BASELINES: Final[Mapping[str, Baseline]] = MappingProxyType(
         "lrp": lrp,
     }
 )
-"""Every baseline with its default settings; ``lrp`` needs the extra ``addis[lrp]``."""
+"""Every baseline with its default settings; ``lrp`` needs the extra ``addis[lrp]``.
+
+``pattern_attribution`` is not among them: it needs patterns estimated from data.
+"""

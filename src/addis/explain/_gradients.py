@@ -12,7 +12,7 @@ channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -200,13 +200,13 @@ class _Guided(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if func in _RELUS:
+        if func in RELUS:
             self.seen += 1
             return _GuidedReLU.apply(args[0] if args else kwargs["input"])
         return func(*args, **(kwargs or {}))
 
 
-_RELUS: Iterable[Any] = frozenset(
+RELUS: frozenset[Any] = frozenset(
     [F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_]
 )
 

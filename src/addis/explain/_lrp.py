@@ -2,8 +2,8 @@
 
 Paper: S. Bach et al., "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise
 Relevance Propagation", PLoS ONE 2015. The rules and their order are zennit's (C. Anders et al.,
-arXiv:2106.13200). PatternAttribution is left out: it needs patterns learned from data, and zennit
-has no rule for them.
+arXiv:2106.13200). PatternAttribution, whose patterns are learned from data, has no rule there: see
+``_pattern.py``.
 """
 
 from __future__ import annotations

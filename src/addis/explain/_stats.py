@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,7 +22,7 @@ from addis.explain._channel import Prior
 from addis.explain._inputs import check_finite, check_input
 from addis.explain._layers import Layer, capture, features_of, find_layer, undisturbed
 
-__all__ = ["BottleneckStats", "PriorName"]
+__all__ = ["BottleneckStats", "PriorName", "check_samples", "inputs_of", "read_tensors"]
 
 PriorName = Literal["gaussian", "halfnormal"]
 _CHUNK = 64
@@ -215,12 +215,7 @@ class BottleneckStats(nn.Module):
         Raises:
             ValueError: The file is damaged, or does not hold statistics, or those of another layer.
         """
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                noted = file.metadata() or {}
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
+        state, noted = read_tensors(path)
         prior, of = noted.get("prior", ""), noted.get("layer", "")
         if layer and of and layer != of:
             raise ValueError(f"{path} holds statistics of layer {of}, not of {layer}")
@@ -228,7 +223,7 @@ class BottleneckStats(nn.Module):
             PriorName
         ):
             raise ValueError(f"{path} holds no BottleneckStats (entries: {sorted(state)})")
-        stats = cls(tuple(state["mean"].shape), prior=prior)
+        stats = cls(tuple(state["mean"].shape), prior=cast("PriorName", prior))
         stats.load_state_dict(state)
         return stats
 
@@ -256,14 +251,17 @@ def _moments(features: Tensor) -> Tensor:
     values = features.to(torch.promote_types(features.dtype, torch.float32)).flatten(1)
     n = len(values)
     ones = values.new_ones(1, n)
-    centre = (ones @ values).div_(n)
+    sums = values.new_empty(4, values.shape[1])
+    centre = torch.mm(ones, values, out=sums[:1]).div_(n)
     scratch = torch.empty_like(values)  # one for both, so that it stays in the cache
-    nonzero = ones @ torch.ne(values, 0, out=scratch)
-    missed = ones @ torch.sub(values, centre, out=scratch)
-    squares = ones @ scratch.square_()
-    mean, missed, squares, nonzero = torch.cat([centre, missed, squares, nonzero]).double()
-    squares = torch.addcmul(squares, missed, missed, value=-1 / n).clamp_min_(0)
-    return torch.stack([mean.add_(missed, alpha=1 / n), squares, nonzero])
+    torch.mm(ones, torch.ne(values, 0, out=scratch), out=sums[2:3])
+    torch.mm(ones, torch.sub(values, centre, out=scratch), out=sums[3:])
+    torch.mm(ones, scratch.square_(), out=sums[1:2])
+    moments = sums.double()
+    missed = moments[3]
+    moments[1].addcmul_(missed, missed, value=-1 / n).clamp_min_(0)
+    moments[0].add_(missed, alpha=1 / n)
+    return moments[:3]
 
 
 def estimate_all(
@@ -278,16 +276,10 @@ def estimate_all(
     """Statistics of several layers from one run over the data; see
     :meth:`BottleneckStats.estimate`.
     """
-    if samples < 2:
-        raise ValueError(f"samples must be at least 2, got {samples}")
     found: list[Layer] = []
     stats: list[BottleneckStats] = []
     with undisturbed(model) as inner:
-        where = device or next((p.device for p in inner.parameters()), torch.device("cpu"))
-        seen = 0
-        for batch in _batches(data):
-            x = batch[: samples - seen].to(where)
-            check_input(x)
+        for x in inputs_of(inner, data, samples=samples, device=device):
             if not found:
                 found = [find_layer(inner, layer, x) for layer in layers]
                 features, _ = capture(inner, found, x)
@@ -296,17 +288,60 @@ def estimate_all(
                 features = features_of(inner, found, x)
             for each, values in zip(stats, features, strict=True):
                 each.update(values)
-            seen += len(x)
-            if seen >= samples:
-                break
+    check_samples(stats[0].n if stats else 0, stacklevel=4)
+    return stats
+
+
+def inputs_of(
+    model: nn.Module,
+    data: Tensor | Iterable[Tensor | Sequence[Any]],
+    *,
+    samples: int,
+    device: torch.device | str | None = None,
+) -> Iterator[Tensor]:
+    """The first ``samples`` inputs in batches, checked, where the model's first parameter is.
+
+    Raises:
+        ValueError: ``samples < 2``.
+        TypeError: A batch is not of floating-point tensors.
+        FloatingPointError: An input is not finite.
+    """
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2, got {samples}")
+    where = device or next((p.device for p in model.parameters()), torch.device("cpu"))
+    left = samples
+    for batch in _batches(data):
+        x = batch[:left].to(where)
+        check_input(x)
+        yield x
+        left -= len(x)
+        if not left:
+            return
+
+
+def check_samples(seen: int, *, stacklevel: int) -> None:
+    """Raises ``ValueError`` at fewer than 2 samples and warns at fewer than 1000."""
     if seen < 2:
         raise ValueError(f"statistics need at least 2 samples, the data gave {seen}")
     if seen < _ENOUGH:
         warnings.warn(
             f"the statistics rest on {seen} samples only; {_ENOUGH} or more are advised",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
-    return stats
+
+
+def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the notes of a safetensors file.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
 
 
 def _batches(data: Tensor | Iterable[Tensor | Sequence[Any]]) -> Iterable[Tensor]:

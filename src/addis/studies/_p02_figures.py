@@ -26,9 +26,10 @@ SERIES = {
     "random": "0.6",
     "grad-cam": "C5",
     "guided backprop": "C6",
+    "pattern attribution": "C8",
 }
 """The larger of a scene's two patches, which is the stronger baseline, stands for occlusion."""
-CASCADE_ONLY = ("guided backprop",)
+CASCADE_ONLY = ("guided backprop", "pattern attribution")
 SHOWN = (
     "saliency", "blurred saliency", "integrated gradients", "grad-cam", "grad-cam same layer",
     "occlusion 8", "occlusion 28", "iba 1", "iba 10", "iba 100", "iba readout",

@@ -27,10 +27,14 @@ from addis.studies._p02_scenes import Scene, Skipped, cifar, digits, photos, wat
 from addis.study import Value
 
 __all__ = [
-    "Cascade", "Digits", "Masked", "Methods", "Watermark", "cascade", "digits_table", "masked",
-    "methods_of", "table", "watermark_table",
+    "CASCADED", "Cascade", "Digits", "Masked", "Methods", "Watermark", "cascade", "digits_table",
+    "masked", "methods_of", "table", "watermark_table",
 ]  # fmt: skip
 
+CASCADED = (
+    "saliency", "blurred saliency", "grad-cam", "guided backprop", "pattern attribution", "iba 10"
+)  # fmt: skip
+"""Methods of the sanity check."""
 SHOWN = 4
 """Images whose maps are kept for the figure."""
 NEAR = 6
@@ -122,7 +126,7 @@ def digits_table(args: Digits) -> Mapping[str, Value]:
         found |= {f"{name}/{key}": value for key, value in measures.items()}
     found |= _kept(scene, maps, args.seed)
     few = slice(args.cascaded)
-    for name in ("saliency", "blurred saliency", "grad-cam", "guided backprop", "iba 10"):
+    for name in CASCADED:
         method = explainers(scene, args.seed)[name]
         found |= _cascade(scene, name, method, few, None, args.seed)
     return found

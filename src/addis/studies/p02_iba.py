@@ -16,6 +16,7 @@ from addis.explain import METHOD
 from addis.studies._p02_claims import claims, tables
 from addis.studies._p02_figures import figures
 from addis.studies._p02_trials import (
+    CASCADED,
     Cascade,
     Digits,
     Masked,
@@ -108,7 +109,6 @@ _PAPER = Config(
     ),
     device="cuda",
 )  # fmt: skip
-_CASCADED = ("saliency", "blurred saliency", "grad-cam", "guided backprop", "iba 10")
 
 
 def trials(config: Config) -> Iterator[Trial]:
@@ -129,7 +129,7 @@ def trials(config: Config) -> Iterator[Trial]:
         left = Masked(scene=net.name, images=net.masked, device=config.device)
         yield Trial(masked, left, cost=net.cost)
         if net.cascaded:
-            for method in _CASCADED:
+            for method in CASCADED:
                 check = Cascade(
                     scene=net.name, method=method, images=net.cascaded, device=config.device
                 )
@@ -172,8 +172,15 @@ STUDY = Study(
         "layer, so it favours IBA; the other maps are averaged to the layer's grid.",
         "Grad-CAM is judged at the last layer with a feature map and at the bottleneck's own "
         "layer; the latter is its weaker choice, and beating it says little.",
-        "RISE (1000 masks) stands for its cost on ResNet-20 alone; PatternAttribution is left out "
-        "for want of a maintained implementation; LRP is in where zennit is installed.",
+        "RISE (1000 masks) stands for its cost on ResNet-20 alone; LRP is in where zennit is "
+        "installed.",
+        "PatternAttribution is the paper's baseline for VGG-16 and here for every net: batch norms "
+        "and shortcuts are passed through as addis.explain says, and a bias has its part in a "
+        "pattern, which its authors' code leaves out. Its patterns are from 1000 images (200 of "
+        "ImageNet). Its maps carry the sign of the logit, which a randomised net may turn, hence "
+        "its negative similarities; but for the sign they hardly change (rank correlation 0.80 "
+        "with the last layer of ResNet-20 randomised), as is known (Sixt et al. 2020, "
+        "arXiv:1912.09818).",
         "The margins of A1 are the spec's, set after a run of another seed; intervals are over "
         "images of given nets, not over nets.",
         "SqueezeNet on ImageNet: the first 60 photos that it classifies correctly, for the time "
