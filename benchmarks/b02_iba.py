@@ -122,7 +122,7 @@ def _library_rows(
 
 
 def _floor(model: nn.Module, x: Tensor, data: Tensor, device: str) -> Row:
-    """How much of the time is the network's own: its last stage forward and back to the input."""
+    """What the network's last stage takes, forward and back to the input, by PyTorch's kernels."""
     iba = _bottleneck(model, "layer3", data)
     parts = [model.get_submodule(name) for name in ("layer4", "avgpool")]
     suffix = nn.Sequential(*parts, nn.Flatten(), model.get_submodule("fc"))
@@ -142,7 +142,7 @@ def _floor(model: nn.Module, x: Tensor, data: Tensor, device: str) -> Row:
         network_alone,
         repeats=3,
         device=device,
-        note="the floor: no bottleneck, no first pass; only fewer draws can go below 1",
+        note="no bottleneck, no first pass; below 1 by Winograd's convolutions alone",
     )
 
 
