@@ -249,10 +249,7 @@ _SMALL = Config(
     memory_depths=(4, 8, 16, 30),
     side=28,
     channels=1,
-    larger=(
-        Larger(epochs=36, width=0.125),
-        Larger(epochs=12, width=0.25, ways=("predsim", "global")),
-    ),
+    larger=(Larger(epochs=36, width=0.125),),
 )
 
 _PAPER = Config(
