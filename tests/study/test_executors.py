@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -78,3 +80,29 @@ def test_nothing_to_do_is_no_work(name):
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         executor(**arguments)
+
+
+class Interrupted:
+    """Is interrupted in its destructor, from where no exception comes out."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_an_interrupt_is_not_lost_where_exceptions_are(count):
+    running = executor("processes", workers=2)(tasks(*[""] * count))
+    next(running)
+    Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        list(running)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_users_own_handler_of_interrupts_is_left_alone():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert len(dict(executor("processes", workers=2)(tasks("", "")))) == 2
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

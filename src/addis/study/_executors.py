@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -52,6 +53,9 @@ class Outcome:
 
 
 Executor = Callable[[Sequence[Task]], Iterator[tuple[str, Outcome]]]
+
+_Ended = queue.SimpleQueue[tuple[str, Future[Outcome]] | None]
+"""Tasks that have ended; ``None`` for an interrupt."""
 
 
 def executor(
@@ -141,28 +145,47 @@ def _processes(tasks: Sequence[Task], workers: int, threads: int) -> Iterator[tu
 
     if not tasks:
         return
-    ended: queue.SimpleQueue[tuple[str, Future[Outcome]]] = queue.SimpleQueue()
+    ended: _Ended = queue.SimpleQueue()
     pool = ProcessPool(
         max_workers=min(workers, len(tasks)),
         context=multiprocessing.get_context("spawn"),
         initializer=_begin_worker,
     )
     try:
-        for task in tasks:
-            future = pool.schedule(perform, args=(task, threads))
-            future.add_done_callback(partial(_put, ended, task.key))
-        for _ in tasks:
-            key, done = ended.get()
-            yield key, _outcome(done)
+        with _interrupts_queued(ended):
+            for task in tasks:
+                future = pool.schedule(perform, args=(task, threads))
+                future.add_done_callback(partial(_put, ended, task.key))
+            for _ in tasks:
+                found = ended.get()
+                if found is None:
+                    raise KeyboardInterrupt
+                yield found[0], _outcome(found[1])
+            if not ended.empty():  # an interrupt while the last outcome was kept
+                raise KeyboardInterrupt
     finally:
         pool.stop()  # type: ignore[no-untyped-call]
         pool.join()
 
 
-def _put(
-    ended: queue.SimpleQueue[tuple[str, Future[Outcome]]], key: str, done: Future[Outcome]
-) -> None:
+def _put(ended: _Ended, key: str, done: Future[Outcome]) -> None:
     ended.put((key, done))
+
+
+@contextmanager
+def _interrupts_queued(ended: _Ended) -> Iterator[None]:
+    """Ctrl-C puts ``None`` in the queue, in place of an exception anywhere in this thread: one that
+    is raised in a destructor, say, is lost. Another handler than Python's own is left alone.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: ended.put(None))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _begin_worker() -> None:
