@@ -269,3 +269,12 @@ def test_a_model_that_cannot_be_copied_runs_its_own_modules():
         split = Splitter(model, find_layer(model, "a"))(x, 1)
     assert split.how == "suffix"
     assert not copies_run(split.head)
+
+
+def test_a_buffer_that_has_no_digest_leaves_the_modules_to_run_themselves():
+    model, x = wide()
+    model.block.register_buffer("map", torch.eye(3).to_sparse())
+    with undisturbed(model):
+        split = Splitter(model, find_layer(model, "a"))(x, 1)
+    assert split.how == "suffix"
+    assert not copies_run(split.head)

@@ -7,6 +7,7 @@ their own.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -50,7 +51,7 @@ class Norm(NamedTuple):
         return torch.where(self.gain == 0, 0.0, 1 / self.gain)
 
 
-class Layers(TorchFunctionMode):
+class Layers(TorchFunctionMode, ABC):
     """Hands each layer and batch norm of a running model to a method.
 
     Raises:
@@ -81,9 +82,9 @@ class Layers(TorchFunctionMode):
             raise ValueError(f"patterns are not defined for a model that runs {func.__name__}")
         return self.other(func, args, kwargs)
 
+    @abstractmethod
     def layer(self, name: str, call: Call) -> Tensor:
         """Runs the layer with the weight ``name``."""
-        raise NotImplementedError
 
     def norm(self, norm: Norm, x: Tensor, out: Tensor) -> Tensor:
         """Passes on what a batch norm gave for ``x``."""

@@ -155,15 +155,16 @@ class _Suffix:
         wide = {name: m for name, m in live.items() if any(suits(part) for part in m.modules())}
         if not wide:
             return None
-        digest = _digest(wide.values())
-        if digest != self._copies[0]:
-            self._copies = (digest, _merged_copies(wide))
-        copies = self._copies[1]
-        once = partial(self._run, side=self._side_values(x, 1) or {}, copies=copies)
         try:
-            if not copies or not _agrees(once, features, output):
+            digest = _digest(wide.values())
+            if digest != self._copies[0]:
+                made = {name: merged(module) for name, module in wide.items()}
+                self._copies = (digest, made)
+            copies = self._copies[1]
+            once = partial(self._run, side=self._side_values(x, 1) or {}, copies=copies)
+            if not _agrees(once, features, output):
                 return None
-        except Exception:  # a wrong trace may fail in any way, and the modules themselves still run
+        except Exception:  # copies run the user's code, which may fail; the modules still run
             return None
         return partial(self._run, side=self._side_values(x, repeats) or {}, copies=copies)
 
@@ -245,13 +246,6 @@ def _digest(modules: Iterable[nn.Module]) -> bytes:
             flat = value.detach().permute(order).contiguous().reshape(-1)  # no copy if dense
             digest.update(flat.cpu().view(torch.uint8).numpy().data)
     return digest.digest()
-
-
-def _merged_copies(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    try:
-        return {name: merged(module) for name, module in modules.items()}
-    except Exception:  # copying runs the user's code, which may fail in any way
-        return {}
 
 
 class _Tracer(fx.Tracer):
