@@ -249,7 +249,10 @@ _SMALL = Config(
     memory_depths=(4, 8, 16, 30),
     side=28,
     channels=1,
-    larger=(Larger(epochs=36, width=0.125),),
+    larger=(
+        Larger(epochs=36, width=0.125),
+        Larger(epochs=12, width=0.25, ways=("predsim", "global")),
+    ),
 )
 
 _PAPER = Config(
