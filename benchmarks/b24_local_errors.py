@@ -8,7 +8,7 @@ which torch no longer has; they get an object that holds ``saved_tensors`` under
 ``--full``), networks of full width on 32x32 images without dropout, in channels_last, which is
 faster for back-propagation and for local losses alike (the script flattens by ``view`` and cannot
 have it), Adam at 5e-4, fused in ours and in back-propagation; the script makes its own, which is
-not. Of VGG8B's step 87 % are convolutions, the same calls on both sides.
+not. Of VGG8B's step 87 % are convolutions; ours run by `addis.nn.Winograd`, the script's by oneDNN.
 """
 
 from __future__ import annotations
@@ -30,10 +30,17 @@ from torch import Tensor, nn
 
 from addis import data
 from addis.models import vgg8b, vgg11b
+from addis.nn import Winograd
 from addis.studies._p24_nets import Way
 from addis.studies._p24_trials import Sets, Source, Train, sets, train
 from addis.study import Row, absent, peer_repository, timed
-from addis.train.local import localize, milestones, similarity_loss, similarity_matrix
+from addis.train.local import (
+    UpdateRules,
+    localize,
+    milestones,
+    similarity_loss,
+    similarity_matrix,
+)
 
 REPOSITORY, COMMIT = "anokland+local-loss", "7b3b40b"
 LEAKY = partial(nn.LeakyReLU, 0.01)
@@ -145,36 +152,55 @@ def rows(*, full: bool = False, device: str = "cpu") -> Iterator[Row]:
 
 
 def _steps(x: Tensor, y: Tensor, device: str) -> Iterator[Row]:
-    """One step of each loss beside back-propagation through the same network."""
+    """One step of each loss beside back-propagation through the same network.
+
+    On a CPU also with both sides by Winograd's convolutions, which local training takes by itself,
+    and with local training alone by them, as a user finds it.
+    """
     works: dict[str, Callable[[], object]] = {}
-    both: tuple[tuple[Literal["pred", "predsim"], Callable[[], nn.Module]], ...]
-    both = (("pred", nn.ReLU), ("predsim", LEAKY))
-    for name, activation in both:
+    losses: tuple[tuple[Literal["pred", "predsim"], Callable[[], nn.Module], float], ...]
+    losses = (("pred", nn.ReLU, 0.80), ("predsim", LEAKY, 2.3))
+    for name, activation, _ in losses:
         net = _vgg8b(activation, device)
-        works[f"bp {name}"] = _backprop(net, x, y)
-        local = localize(net, x[:2], loss=name, dim_in_decoder=2048, optimizer=ADAM)
-        works[name] = partial(local.train_step, x, y)
+        backprop = _backprop(net, x, y)
+        works[f"bp {name}"], works[f"bp {name} winograd"] = backprop, _by_winograd(backprop)
+        for kernels in ("", " winograd"):
+            rules = UpdateRules(winograd=bool(kernels))
+            local = localize(
+                net, x[:2], loss=name, dim_in_decoder=2048, optimizer=ADAM, rules=rules
+            )
+            works[name + kernels] = partial(local.train_step, x, y)
     net = _vgg8b(LEAKY, device)
     deep = localize(net, x[:2], dim_in_decoder=2048, optimizer=ADAM, detach=False)
     works["deep"] = partial(deep.train_step, x, y)
     seconds = dict(zip(works, timed(*works.values(), repeats=5, device=device), strict=True))
-    for ours, peer, target in (("pred", "bp pred", 0.80), ("predsim", "bp predsim", 2.3)):
-        yield _row(
-            f"step of {ours}, VGG8B",
-            "back-propagation",
-            seconds[ours],
-            seconds[peer],
-            target,
-            len(x),
-        )
+    cpu = device == "cpu"
+    for name, _, target in losses:
+        work = f"step of {name}, VGG8B"
+        pairs: list[tuple[str, str, str, float | None]]
+        pairs = [("back-propagation, torch's convolutions", name, f"bp {name}", target)]
+        if cpu:
+            quick = f"{name} winograd"
+            pairs.append(("back-propagation, both by Winograd", quick, f"bp {quick}", target))
+            pairs.append(("back-propagation, ours by Winograd", quick, f"bp {name}", None))
+        for peer, ours, theirs, goal in pairs:
+            yield _row(work, peer, seconds[ours], seconds[theirs], goal, len(x))
     yield _row(
         "step of predsim, VGG8B",
         "the same heads, detach=False",
-        seconds["predsim"],
+        seconds["predsim winograd"],
         seconds["deep"],
         None,
         len(x),
     )
+
+
+def _by_winograd(step: Callable[[], object]) -> Callable[[], object]:
+    def run() -> object:
+        with Winograd():
+            return step()
+
+    return run
 
 
 def _vgg8b(activation: Callable[[], nn.Module], device: str) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from addis.explain._winograd import WinogradConv2d, suits
+from addis.nn import WinogradConv2d, suits
 
 __all__ = ["folded", "merged"]
 

@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from addis.explain._fold import merged
 from addis.explain._layers import Layer, capture, check_runs, first_tensor, with_first_tensor
-from addis.explain._winograd import suits
+from addis.nn import suits
 
 __all__ = ["Split", "Splitter", "evaluate_node"]
 

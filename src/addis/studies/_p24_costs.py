@@ -16,9 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from addis.studies._p24_nets import LEAKY, RELU_WAYS, loss_of, network
 from addis.study import Value
-from addis.train.local import localize
+from addis.train.local import UpdateRules, localize
 
 __all__ = ["Cost", "Facts", "Memory", "cost", "facts", "memory"]
+
+_ALIKE = UpdateRules(winograd=False)
+"""All ways are timed and counted with PyTorch's convolutions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +108,7 @@ def cost(args: Cost) -> Mapping[str, Value]:
             loss="predsim" if deep else loss_of(way),
             detach=not deep,
             dim_in_decoder=args.dim_in_decoder,
+            rules=_ALIKE,
         )
         steps[way] = partial(local.train_step, x, y)
         report = local.memory_report(x, y)
@@ -175,7 +179,7 @@ def facts(args: Facts) -> Mapping[str, Value]:
         "forward GMAC an image": forward / 1e9,
     }
     for loss in ("pred", "predsim"):
-        local = localize(build(leaky=True), x, loss=loss_of(loss))
+        local = localize(build(leaky=True), x, loss=loss_of(loss), rules=_ALIKE)
         found[f"parameters {loss}"] = sum(p.numel() for p in local.parameters())
         found[f"flops {loss}"] = _flops(partial(local.train_step, x, y)) / step
     return found

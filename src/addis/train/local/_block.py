@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from addis.nn import Winograd
 from addis.train.local._heads import LocalLosses
 from addis.train.local._split import Piece
 from addis.train.local._trace import Stage
@@ -34,6 +35,8 @@ class UpdateRules:
             backward, in one message. ``None`` averages nothing. Statistics of BatchNorm and the
             pairs of the sim losses stay local.
         compile: Compile each block and its head with `torch.compile`.
+        winograd: On a CPU run wide 3x3 convolutions by `addis.nn.Winograd`, in about half the time
+            and with about seven times the rounding of PyTorch's kernel. Not with ``compile``.
 
     Raises:
         ValueError: A number out of range, or another ``autocast``.
@@ -44,6 +47,7 @@ class UpdateRules:
     autocast: torch.dtype | None = None
     process_group: dist.ProcessGroup | None = None
     compile: bool = False
+    winograd: bool = True
 
     def __post_init__(self) -> None:
         if self.accumulate < 1:
@@ -133,7 +137,7 @@ class Block:
         Returns:
             The features that the loss reads, and the block's input.
         """
-        with self._precision(values):
+        with self._kernels(values):
             with torch.set_grad_enabled(not detach):
                 run_stage(self.piece.glue, model, values)
             stage = self.piece.body
@@ -149,7 +153,7 @@ class Block:
 
     def loss(self, h: Tensor, x: Tensor | None, y: Tensor) -> tuple[Tensor, BlockResult]:
         """The loss to minimise, with the block's weight, and the record of it."""
-        with self._precision({"h": h}):
+        with self._kernels({"h": h}):
             losses = self._loss(h, y, x)
         record = (losses.pred, losses.sim, losses.logits)
         detached = BlockResult(
@@ -198,11 +202,13 @@ class Block:
         self.scaler.load_state_dict(state["scaler"])
         self.calls = state["calls"]
 
-    def _precision(self, values: Mapping[str, Any]) -> contextlib.AbstractContextManager[object]:
-        if self.rules.autocast is None:
-            return contextlib.nullcontext()
+    def _kernels(self, values: Mapping[str, Any]) -> contextlib.AbstractContextManager[object]:
         device = next(v.device.type for v in values.values() if isinstance(v, Tensor))
-        return torch.autocast(device, self.rules.autocast)
+        if self.rules.autocast is not None:
+            return torch.autocast(device, self.rules.autocast)
+        if self.rules.winograd and not self.rules.compile and device == "cpu":
+            return Winograd()
+        return contextlib.nullcontext()
 
 
 def _average(parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> None:
