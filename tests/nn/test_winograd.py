@@ -241,12 +241,38 @@ def test_parameters_are_shared_and_get_no_gradient(narrow):
     assert fast.weight is conv.weight
     assert fast.bias is conv.bias
     assert set(fast.state_dict()) == {"weight", "bias"}
-    fast(torch.randn(1, 3, 8, 8, requires_grad=True)).sum().backward()
-    assert conv.weight.grad is None
-    assert conv.bias.grad is None
+    for side in (8, 5):  # the scheme and the convolution's own kernel
+        fast(torch.randn(1, 3, side, side, requires_grad=True)).sum().backward()
+        assert conv.weight.grad is None
+        assert conv.bias.grad is None
     again = copy.deepcopy(fast)
     x = torch.randn(1, 3, 8, 8)
     assert torch.equal(again(x), fast(x))
+
+
+def test_weights_are_transformed_at_the_first_batch_that_gains(monkeypatch):
+    monkeypatch.setattr(_winograd, "_FEWEST_CHANNELS", 1)
+    _, fast = quick(dtype=torch.float32)
+    side = 4 * round(_winograd._FEWEST_FIXED_TILES**0.5)
+    fast(torch.randn(1, 3, side, side - 4))
+    assert fast.transformed is None
+    with torch.inference_mode():
+        first = fast(torch.ones(1, 3, side, side))
+    made = fast.transformed
+    assert made is not None
+    x = torch.ones(1, 3, side, side, requires_grad=True)
+    again = fast(x)
+    assert fast.transformed is made
+    assert torch.equal(again, first)
+    again.sum().backward()  # though they were transformed in inference mode
+
+
+def test_converted_to_another_precision_it_runs_the_convolutions_own_kernel(narrow):
+    _, fast = quick(dtype=torch.float32)
+    x = torch.randn(1, 3, 8, 8)
+    fast(x)
+    low = fast.bfloat16()
+    assert torch.equal(low(x.bfloat16()), nn.Conv2d.forward(low, x.bfloat16()))
 
 
 def test_it_suits_wide_plain_convolutions_alone():

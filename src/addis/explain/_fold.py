@@ -69,11 +69,10 @@ def _quick(model: nn.Module) -> nn.Module:
         weight = module._parameters.get("weight")
         if weight is None or weight.device.type != "cpu":
             continue
+        last = weight.detach().contiguous(memory_format=torch.channels_last)
+        module.weight = nn.Parameter(last, requires_grad=False)
         if suits(module):
             model.set_submodule(name, WinogradConv2d(module))
-        else:
-            last = weight.detach().contiguous(memory_format=torch.channels_last)
-            module.weight = nn.Parameter(last, requires_grad=False)
     return model
 
 

@@ -4,7 +4,7 @@ Paper: A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks", C
 arXiv:1509.09308. A tile of 4 x 4 outputs is A[(G w G') * (B d B')]A' for a patch ``d`` of 6 x 6
 inputs: 36 products in place of 144. Over tiles, channels and images these are 36 matrix products.
 Products of polynomials are found from their values at 0, +-3/4, +-3/2 and infinity, where float32
-rounds three times less than at 0, +-1, +-2 and infinity, the paper's.
+rounds half as much as at 0, +-1, +-2 and infinity, the paper's.
 
 PyTorch has no such kernel for a CPU. Rounding is about seven times that of its direct kernel.
 """
@@ -25,10 +25,10 @@ __all__ = ["Winograd", "WinogradConv2d", "suits"]
 _TILE, _PATCH = 4, 6
 _FEWEST_CHANNELS = 96
 """With fewer the transforms take what the products save (measured with one thread)."""
-_FEWEST_TILES, _FEWEST_FIXED_TILES = 64, 2
+_FEWEST_TILES, _FEWEST_FIXED_TILES = 64, 16
 """With fewer in a batch reading or transforming the weights takes what the products save."""
 _CHUNK_TILES = 128
-"""Tiles at a time: what passes between the steps stays in a cache, and in memory that is reused."""
+"""Tiles at a time and thread: what passes between the steps stays in a cache."""
 
 
 class _Scheme(NamedTuple):
@@ -101,6 +101,7 @@ def suits(module: nn.Module) -> TypeGuard[nn.Conv2d]:
         and module.kernel_size == (3, 3)
         and module.padding_mode == "zeros"
         and isinstance(module._parameters.get("weight"), Tensor)
+        and _computes(module.weight)
         and _fits(module.weight, module.stride, module.padding, module.dilation, module.groups)
     )
 
@@ -109,27 +110,32 @@ class WinogradConv2d(nn.Conv2d):
     """A convolution of 3 x 3 with padding 1 whose weights do not change any more.
 
     The output and the gradient of the input are those of ``conv``, up to rounding; the weights get
-    no gradient. Sizes that gain nothing, other precisions and autocast run ``conv``'s own kernel.
+    no gradient. Batches that gain nothing, other precisions and autocast run ``conv``'s own kernel;
+    the first that gains pays for the weights' transform, four times their memory.
 
     Args:
         conv: A convolution that :func:`suits`; its parameters are shared.
     """
 
-    transformed: Tensor
+    transformed: Tensor | None
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(
             conv.in_channels, conv.out_channels, 3, padding=1, bias=False, device="meta"
         )
         self.weight, self.bias = conv.weight, conv.bias
-        flat = conv.weight.detach().permute(2, 3, 1, 0).reshape(9, -1)
-        products = (_WEIGHT.to(flat) @ flat).view(-1, conv.in_channels, conv.out_channels)
-        self.register_buffer("transformed", products, persistent=False)
+        self.register_buffer("transformed", None, persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        if not _gains(input, self.weight, _FEWEST_FIXED_TILES):
-            return super().forward(input)
         bias = None if self.bias is None else self.bias.detach()
+        if not _gains(input, self.weight, _FEWEST_FIXED_TILES):
+            own: Tensor = self._conv_forward(input, self.weight.detach(), bias)
+            return own
+        if self.transformed is None:
+            with torch.inference_mode(False):  # or no later pass could go backwards
+                flat = self.weight.detach().permute(2, 3, 1, 0).reshape(9, -1)
+                products = _WEIGHT.to(flat) @ flat
+            self.transformed = products.view(-1, self.in_channels, self.out_channels)
         output: Tensor = _FixedConvolution.apply(input, self.transformed, bias, False)
         return output
 
@@ -188,12 +194,14 @@ def _fits(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int)
         and weight.dim() == 4
         and weight.shape[2:] == (3, 3)
         and min(weight.shape[:2]) >= _FEWEST_CHANNELS
-        and weight.dtype in (torch.float32, torch.float64)
-        and weight.device.type == "cpu"
         and _are_ones(stride)
         and _are_ones(dilation)
         and (padding == "same" or _are_ones(padding))
     )
+
+
+def _computes(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
 
 
 def _are_ones(value: Any) -> bool:
@@ -207,7 +215,8 @@ def _gains(input: Tensor, weight: Tensor, fewest_tiles: int) -> bool:
     n, channels, height, width = input.shape
     tiles = _tiles(height, width)
     return (
-        n * tiles >= fewest_tiles
+        _computes(weight)
+        and n * tiles >= fewest_tiles
         and 10 * tiles <= height * width
         and channels == weight.shape[1]
         and input.dtype == weight.dtype
@@ -292,8 +301,9 @@ class _Part(NamedTuple):
 
 
 def _parts(n: int, rows: int, columns: int) -> Iterator[_Part]:
-    images = max(1, _CHUNK_TILES // (rows * columns))
-    band = rows if rows * columns <= 2 * _CHUNK_TILES else max(1, _CHUNK_TILES // columns)
+    tiles = _CHUNK_TILES * torch.get_num_threads()
+    images = max(1, tiles // (rows * columns))
+    band = rows if rows * columns <= 2 * tiles else max(1, tiles // columns)
     for image in range(0, n, images):
         for row in range(0, rows, band):
             yield _Part(slice(image, min(image + images, n)), slice(row, min(row + band, rows)))
