@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -54,6 +55,15 @@ def measure(point: Point) -> dict[str, Any]:
         "curve": np.arange(point.x + 1, dtype=np.float32) / 3,
         "threads": torch.get_num_threads(),
     }
+
+
+def faults(_: Point) -> dict[str, Any]:
+    """Page faults of a work that frees 64 MiB and asks for them again, once it has had them."""
+    for _turn in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        maps = [torch.zeros(2 << 20) for _ in range(8)]
+        del maps
+    return {"faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before}
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,12 @@ def bench(
 
     from addis.methods import methods
     from addis.study import benchmarks, find, write_bench
+    from addis.train import keep_freed_memory
 
     names = ["00", *(m.study for m in methods())] if papers == ("all",) else list(papers)
     if not names:
         raise ValueError('name at least one paper, or "all"; addis list shows them')
+    keep_freed_memory()
     console = Console()
     progress = Console(stderr=True)
     for name in names:

@@ -54,6 +54,7 @@ def run(
     from addis.study import executor as make_executor
     from addis.study import run as run_study
     from addis.study import study
+    from addis.train import keep_freed_memory
 
     names = [m.study for m in methods()] if papers == ("all",) else list(papers)
     studies = [study(name) for name in dict.fromkeys(names)]
@@ -61,6 +62,7 @@ def run(
         raise ValueError('name at least one paper, or "all"; addis list shows them')
     for name, value in (("OMP_NUM_THREADS", "1"), ("MKL_NUM_THREADS", "1")):
         os.environ.setdefault(name, value)  # before the workers start: one pool of threads a trial
+    keep_freed_memory()
     progress = Console(stderr=True)
     if workers is None and device is not None and device.startswith("cuda"):
         workers = 1

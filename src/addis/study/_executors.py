@@ -110,6 +110,14 @@ def perform(task: Task, threads: int) -> Outcome:
     return Outcome(values, time.perf_counter() - start)
 
 
+def _perform_apart(task: Task, threads: int) -> Outcome:
+    """The same in a process that is there for tasks."""
+    from addis.train import keep_freed_memory
+
+    keep_freed_memory()
+    return perform(task, threads)
+
+
 def _plain(values: Mapping[str, Value], args: Any) -> dict[str, Value]:
     """Checks a trial's results; NumPy scalars become Python's, arrays go last as in the store."""
     taken = {field.name for field in dataclasses.fields(args)} | {"seconds", "function", "error"}
@@ -154,7 +162,7 @@ def _processes(tasks: Sequence[Task], workers: int, threads: int) -> Iterator[tu
     try:
         with _interrupts_queued(ended):
             for task in tasks:
-                future = pool.schedule(perform, args=(task, threads))
+                future = pool.schedule(_perform_apart, args=(task, threads))
                 future.add_done_callback(partial(_put, ended, task.key))
             for _ in tasks:
                 found = ended.get()
@@ -224,7 +232,7 @@ def _ray(
             address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
         )
     try:
-        remote = ray.remote(num_cpus=threads, max_retries=0)(perform)
+        remote = ray.remote(num_cpus=threads, max_retries=0)(_perform_apart)
         in_flight = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
         waiting = iter(tasks)
         keys = {

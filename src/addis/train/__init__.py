@@ -7,6 +7,7 @@ from addis.train._evaluate import evaluate as evaluate
 from addis.train._loop import Epoch as Epoch
 from addis.train._loop import Step as Step
 from addis.train._loop import epochs as epochs
+from addis.train._memory import keep_freed_memory as keep_freed_memory
 from addis.train._resume import Resumable as Resumable
 from addis.train._stacked import StackedScores as StackedScores
 from addis.train._stacked import StackedTrainer as StackedTrainer
