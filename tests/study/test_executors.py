@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +56,23 @@ def test_a_process_that_dies_fails_its_own_trial_only():
     ended = dict(executor("processes", workers=2)(tasks("", "die", "", "", "die", "")))
     assert {key for key, outcome in ended.items() if outcome.error} == {"1", "4"}
     assert "died with exit code -9" in (ended["1"].error or "")
+
+
+def test_a_program_that_no_process_can_read_is_one_clear_error(tmp_path):
+    program = tmp_path / "unguarded.py"
+    program.write_text(
+        "from addis.study import Task, executor\n"
+        "from tests.study.trials import Point, measure\n"
+        "work = [Task(str(i), measure, Point(i)) for i in range(2000)]\n"
+        "list(executor('processes', workers=2)(work))\n"
+    )
+    here = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, str(program)], cwd=here, env=os.environ | {"PYTHONPATH": str(here)},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert 'under if __name__ == "__main__" only' in done.stderr
 
 
 def test_trials_compute_with_the_threads_asked_for_and_leave_the_callers_alone():
