@@ -1,7 +1,8 @@
-"""Writes the figures and verdicts between the marks of README.md, from ``results/``."""
+"""Writes the figures, verdicts and costs between the marks of README.md, from ``results/``."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def text() -> str:
         lines += [f"<details><summary>Its {len(record['claims'])} claims</summary>", ""]
         lines += ["| claim | paper | measured | verdict |", "| --- | --- | --- | --- |"]
         lines += [row(claim) for claim in record["claims"]]
-        lines += ["", "</details>"]
+        lines += ["", "</details>", *costs(method.study)]
     return "\n".join(lines) + "\n"
 
 
@@ -62,6 +63,26 @@ def row(claim: dict[str, Any]) -> str:
     paper = value_text(claim["paper"], claim["unit"])
     cells = (f"{claim['id']} {claim['text']}", paper, measured.strip(), claim["verdict"])
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def costs(study: str) -> list[str]:
+    """The rows of a paper's benchmark that have a target, folded up."""
+    path = ROOT / "results" / study / "bench.json"
+    if not path.is_file():
+        return []
+    bench = json.loads(path.read_text(encoding="utf-8"))
+    rows = [row for row in bench["rows"] if None not in (row["ratio"], row["target"])]
+    met = sum(row["ratio"] <= row["target"] for row in rows)
+    lines = [
+        f"<details><summary>Its cost beside others: {met} of {len(rows)} targets met</summary>"
+    ]
+    lines += ["", f"`addis bench {study}`, {bench['date']}, {bench['machine']['processor']}.", ""]
+    lines += ["| work | beside | cost, of theirs | target |", "| --- | --- | ---: | ---: |"]
+    for row in rows:
+        peer = f"{row['peer']} ({row['version']})".removesuffix(" (-)")
+        numbers = (value_text(row["ratio"]), value_text(row["target"]))
+        lines.append("| " + " | ".join((row["work"], peer, *numbers)) + " |")
+    return ["", *lines, "", "</details>"]
 
 
 def main() -> None:
