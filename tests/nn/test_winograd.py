@@ -19,6 +19,7 @@ def narrow(monkeypatch):
     monkeypatch.setattr(_winograd, "_FEWEST_CHANNELS", 1)
     monkeypatch.setattr(_winograd, "_FEWEST_TILES", 1)
     monkeypatch.setattr(_winograd, "_FEWEST_FIXED_TILES", 1)
+    monkeypatch.setattr(_winograd, "_LEAST_SAVED", {1: 150, 2: 150})
 
 
 def quick(inputs: int = 3, outputs: int = 5, dtype=torch.float64, bias: bool = True):
@@ -236,6 +237,22 @@ def test_narrow_nets_and_small_batches_are_left_alone():
         assert not is_ours(narrow(x[:, :95]))
 
 
+def test_more_waste_at_the_borders_or_more_threads_need_more_channels(monkeypatch):
+    def ours(channels: int, side: int, threads: int) -> bool:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        with Winograd():
+            return is_ours(nn.Conv2d(channels, channels, 3, padding=1)(
+                torch.randn(16, channels, side, side)
+            ))  # fmt: skip
+
+    assert ours(96, 16, 1)
+    assert not ours(128, 14, 1)
+    assert ours(136, 14, 1)
+    assert not ours(96, 16, 2)
+    assert ours(128, 16, 2)
+    assert not ours(256, 16, 3)
+
+
 def test_parameters_are_shared_and_get_no_gradient(narrow):
     conv, fast = quick(dtype=torch.float32)
     assert fast.weight is conv.weight
@@ -252,6 +269,7 @@ def test_parameters_are_shared_and_get_no_gradient(narrow):
 
 def test_weights_are_transformed_at_the_first_batch_that_gains(monkeypatch):
     monkeypatch.setattr(_winograd, "_FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(_winograd, "_LEAST_SAVED", {1: 150})
     _, fast = quick(dtype=torch.float32)
     side = 4 * round(_winograd._FEWEST_FIXED_TILES**0.5)
     fast(torch.randn(1, 3, side, side - 4))

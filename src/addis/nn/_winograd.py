@@ -27,6 +27,10 @@ _FEWEST_CHANNELS = 96
 """With fewer the transforms take what the products save (measured with one thread)."""
 _FEWEST_TILES, _FEWEST_FIXED_TILES = 64, 16
 """With fewer in a batch reading or transforming the weights takes what the products save."""
+_LEAST_SAVED = {1: 10_000, 2: 13_000}
+"""By threads: multiplications a tile and channel that pay for the transforms (measured). With more
+threads, which were not measured, PyTorch's kernel runs: it divides its work better.
+"""
 _CHUNK_TILES = 128
 """Tiles at a time and thread: what passes between the steps stays in a cache."""
 
@@ -143,9 +147,9 @@ class WinogradConv2d(nn.Conv2d):
 class Winograd(TorchFunctionMode):
     """Within this context 3 x 3 convolutions run by Winograd's scheme wherever that is faster.
 
-    That is on a CPU, in float32 or float64, with stride and padding 1 and 96 channels or more on
-    both sides. Outputs, gradients and layouts are those of PyTorch's kernel, up to rounding. No
-    module is changed. A forward pass within it is enough for its backward pass.
+    That is on a CPU with one or two threads, in float32 or float64, with stride and padding 1 and
+    96 channels or more on both sides. Outputs, gradients and layouts are those of PyTorch's kernel,
+    up to rounding. No module is changed. A forward pass within it is enough for its backward pass.
 
     Example:
         >>> conv, x = torch.nn.Conv2d(128, 128, 3, padding=1), torch.rand(8, 128, 8, 8)
@@ -209,15 +213,17 @@ def _are_ones(value: Any) -> bool:
 
 
 def _gains(input: Tensor, weight: Tensor, fewest_tiles: int) -> bool:
-    """Whether the products are at most 0.4 of the direct ones at this size, and all else fits."""
-    if input.dim() != 4:
+    """Whether the products save more than the transforms take at this size, and all else fits."""
+    least = _LEAST_SAVED.get(torch.get_num_threads())
+    if least is None or input.dim() != 4:
         return False
     n, channels, height, width = input.shape
     tiles = _tiles(height, width)
+    saved = 9 * height * width - _PATCH**2 * tiles
     return (
         _computes(weight)
         and n * tiles >= fewest_tiles
-        and 10 * tiles <= height * width
+        and min(weight.shape[:2]) * saved >= least * tiles
         and channels == weight.shape[1]
         and input.dtype == weight.dtype
         and input.device == weight.device

@@ -30,7 +30,7 @@ Schedule = Callable[[int], float]
 class StackedScores(NamedTuple):
     """Scores of each copy.
 
-    Args:
+    Attributes:
         loss: Mean loss, ``(E,)``.
         accuracy: Fraction of right classes in ``[0, 1]``, ``(E,)``; NaN if the outputs and targets
             are not logits and classes.

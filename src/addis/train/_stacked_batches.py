@@ -19,6 +19,7 @@ Transform = Callable[[Tensor, torch.Generator], Tensor]
 class StackedBatches:
     """Iterates over a data set in batches ``(E, N, ...)``, each copy in an order of its own.
 
+    A batch is ``x``, float32, ``(E, N, ...)``, and ``y``, int64 or float32, ``(E, N, ...)``.
     Copy i sees the batches of ``addis.data.Batches(data, batch_size, seed=seeds[i], ...)``: its
     order and its augmentations are functions of ``(seeds[i], epoch)`` alone, whatever copies stand
     beside it.
@@ -36,17 +37,15 @@ class StackedBatches:
         transform: ``transform(x, generator)`` of each copy's float batch, as in ``Batches``.
         device: Where data and batches are.
 
-    Yields:
-        ``x``, float32, ``(E, N, ...)``, and ``y``, int64 or float32, ``(E, N, ...)``.
-
     Raises:
         ValueError: ``batch_size < 1``, no seed, no sample, or the shapes do not fit ``own``.
 
     Example:
         >>> x, y = torch.rand(10, 3), torch.arange(10)
         >>> batches = StackedBatches((x, y), 4, seeds=[0, 1])
-        >>> [tuple(y.shape) for _, y in batches]
-        [(2, 4), (2, 4), (2, 2)]
+        >>> x, y = next(iter(batches))
+        >>> tuple(x.shape), tuple(y.shape)
+        ((2, 4, 3), (2, 4))
     """
 
     def __init__(
