@@ -161,7 +161,7 @@ def _processes(tasks: Sequence[Task], workers: int, threads: int) -> Iterator[tu
     )
     try:
         with _interrupts_queued(ended):
-            pool.schedule(_nothing).add_done_callback(partial(_put, ended, ""))
+            pool.schedule(os.getpid).add_done_callback(partial(_put, ended, ""))
             _check_started(ended.get())  # tasks for a pool that cannot start would block for ever
             for task in tasks:
                 future = pool.schedule(_perform_apart, args=(task, threads))
@@ -178,19 +178,15 @@ def _processes(tasks: Sequence[Task], workers: int, threads: int) -> Iterator[tu
         pool.join()
 
 
-def _nothing() -> None:
-    """The first task of a pool."""
-
-
 def _check_started(found: tuple[str, Future[Any]] | None) -> None:
     if found is None:
         raise KeyboardInterrupt
-    if found[1].exception() is not None:
+    if (cause := found[1].exception()) is not None:
         raise RuntimeError(
             "no process for the trials could start: each of them reads your program first, which "
             'must be a file and start studies under if __name__ == "__main__" only (or take the '
             'executor "serial")'
-        )
+        ) from cause
 
 
 def _put(ended: _Ended, key: str, done: Future[Outcome]) -> None:
