@@ -6,7 +6,8 @@ import torch
 import torchvision
 from torch import nn
 
-from addis.explain._fold import folded
+from addis.explain._fold import folded, merged
+from addis.nn import WinogradConv2d
 
 
 def test_the_copy_computes_the_same_without_batch_norms():
@@ -28,6 +29,17 @@ def test_the_copy_computes_the_same_without_batch_norms():
         assert torch.equal(value, before[name])
     assert fast.fc.weight is model.fc.weight  # what does not change is not copied
     assert not fast.get_submodule("layer1.0.conv1").weight.requires_grad
+
+
+def test_a_wide_convolution_by_itself_is_quick_too():
+    conv = nn.Conv2d(96, 96, 3, padding=1)
+    fast = merged(conv)
+    assert isinstance(fast, WinogradConv2d)
+    assert fast.weight.is_contiguous(memory_format=torch.channels_last)
+    assert conv.weight.is_contiguous()
+    x = torch.randn(2, 96, 16, 16)
+    torch.testing.assert_close(fast(x), conv(x), rtol=1e-4, atol=1e-4)
+    assert fast.transformed is not None
 
 
 def test_a_convolution_that_is_read_twice_or_run_twice_keeps_its_norm():

@@ -43,8 +43,11 @@ def merged(model: nn.Module) -> nn.Module:
     """
     shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     copied = copy.deepcopy(model, shared)  # the copy notes the tracing, not the user's model
+    tracer = fx.Tracer()
+    if tracer.is_leaf_module(copied, ""):  # one of torch's own layers: nothing to see inside
+        return _quick(copied)
     try:
-        traced = fx.GraphModule(copied, fx.Tracer().trace(copied))
+        traced = fx.GraphModule(copied, tracer.trace(copied))
     except Exception:  # tracing, too, runs the user's code
         return _quick(copied)
     modules = dict(traced.named_modules())
@@ -61,8 +64,6 @@ def merged(model: nn.Module) -> nn.Module:
 
 def _quick(model: nn.Module) -> nn.Module:
     """The model with quicker convolutions; their weights are copied, not changed."""
-    if suits(model):
-        return WinogradConv2d(model)
     for name, module in list(model.named_modules()):
         if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             continue
@@ -72,6 +73,8 @@ def _quick(model: nn.Module) -> nn.Module:
         last = weight.detach().contiguous(memory_format=torch.channels_last)
         module.weight = nn.Parameter(last, requires_grad=False)
         if suits(module):
+            if module is model:
+                return WinogradConv2d(module)
             model.set_submodule(name, WinogradConv2d(module))
     return model
 
