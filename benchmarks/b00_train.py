@@ -8,8 +8,6 @@ of the two), is told to keep it, for both.
 
 from __future__ import annotations
 
-import ctypes
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -33,17 +31,10 @@ def rows(*, full: bool = False, device: str = "cpu") -> Iterator[Row]:
         device: Torch device.
     """
     size, steps, repeats = (128, 12, 41) if full else (128, 3, 31)  # short turns: less noise
-    _keep_freed_memory()
+    train.keep_freed_memory()
     yield _resnet_row(size, steps, repeats, device)
     yield _bare_row(device)
     yield _setup_row(device)
-
-
-def _keep_freed_memory() -> None:
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
 
 
 def _resnet_row(size: int, steps: int, repeats: int, device: str) -> Row:

@@ -71,11 +71,19 @@ def test_the_scale_puts_the_mean_ends_of_the_whole_set_at_one_and_zero():
     assert not torch.allclose(curve.normalised(curve.morf[0, [0, -1]]), ends, atol=1e-3)
 
 
-def test_a_map_and_its_negation_score_negatives():
-    model, (x, target, maps) = net(), batch()
+def test_a_map_and_its_negation_score_exact_negatives():
+    x, target, maps = batch()
+    black = torch.zeros(1)
+    plus = degradation(Light(), x, 0, maps, tile=3, fill=black)  # no row is rounded by its place
+    minus = degradation(Light(), x, 0, -maps, tile=3, fill=black)
+    assert torch.equal(plus.morf, minus.lerf)
+    assert torch.equal(plus.lerf, minus.morf)
+    assert torch.equal(plus.scores, -minus.scores)
+    assert float(plus.scores.abs().min()) > 0
+    near = partial(torch.testing.assert_close, rtol=0, atol=1e-14)
+    model = net()
     plus = degradation(model, x, target, maps, tile=3)
     minus = degradation(model, x, target, -maps, tile=3)
-    near = partial(torch.testing.assert_close, rtol=0, atol=1e-14)
     near(plus.morf, minus.lerf)
     near(plus.lerf, minus.morf)
     near(plus.scores, -minus.scores)

@@ -15,8 +15,8 @@ def keep_freed_memory() -> None:
     """Lets glibc keep what this process frees for its next allocation.
 
     A training step frees its feature maps and the next one asks for them again. By glibc's defaults
-    their pages often go to the system and back in between, and the kernel zeroes each of them: 3 to
-    15 % of a step on a CPU, measured with ResNet-20 and stacks of small nets. Afterwards the
+    their pages often go to the system and back in between, and the kernel zeroes each of them: 6 to
+    17 % of a step on a CPU, measured with ResNet-20 and stacks of small nets. Afterwards the
     process holds its largest need, up to 2 GiB of it unused, until it ends. ``addis run`` and
     ``addis bench`` call it. With other C libraries it does nothing.
     """
