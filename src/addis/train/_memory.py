@@ -16,9 +16,9 @@ def keep_freed_memory() -> None:
 
     A training step frees its feature maps and the next one asks for them again. By glibc's defaults
     their pages often go to the system and back in between, and the kernel zeroes each of them: 6 to
-    17 % of a step on a CPU, measured with ResNet-20 and stacks of small nets. Afterwards the
-    process holds its largest need, up to 2 GiB of it unused, until it ends. ``addis run`` and
-    ``addis bench`` call it. With other C libraries it does nothing.
+    19 % of a step on a CPU, with ResNet-20 and stacks of small nets (``addis bench 00``).
+    Afterwards the process holds its largest need, up to 2 GiB of it unused, until it ends. ``addis
+    run`` and ``addis bench`` call it. With other C libraries it does nothing.
     """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(_MMAP_THRESHOLD, 32 << 20)  # the largest value that every release takes
