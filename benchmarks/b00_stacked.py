@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
-from addis.models import cnn5
-from addis.study import Row, timed
+from addis.models import cnn5, preact_resnet18
+from addis.study import Row, absent, timed
 from addis.train import StackedTrainer, seeded
 
 FORMATS = (torch.contiguous_format, torch.channels_last)
@@ -33,6 +34,10 @@ def rows(*, full: bool = False, device: str = "cpu") -> Iterator[Row]:
             yield _row([k] * copies, "grouped", bar, repeats, device)
         yield _row([2] * copies, "vmap", None, repeats, device)
         yield _row([1, 2, 3, 4] * (copies // 4), "grouped", None, repeats, device)
+        if cpu:
+            yield _kernels("cnn5(4)", partial(cnn5, 4), 8, (128, 3, 16, 16), repeats)
+            net = partial(preact_resnet18, 2)
+            yield _kernels("preact_resnet18(2)", net, 4, (64, 3, 32, 32), repeats)
 
 
 def _row(
@@ -51,7 +56,29 @@ def _row(
         work=f"train {len(widths)} cnn5 of width {kind} side by side, {backend}",
         peer=f"torch, one by one in {form}", version=torch.__version__, unit="images/s",
         addis=images / ours, peer_value=images / best, ratio=ours / best, target=target,
-        note=f"batch 128, 16x16, {'one thread' if device == 'cpu' else device}",
+        note=f"batch 128, 16x16, {'one thread' if device == 'cpu' else device}, kernels of "
+        f"{'addis' if trainer.native else 'PyTorch'}",
+    )  # fmt: skip
+
+
+def _kernels(
+    name: str, net: Callable[[], nn.Module], copies: int, shape: Sequence[int], repeats: int
+) -> Row:
+    """The kernels of addis against PyTorch's grouped ones."""
+    x, y = torch.rand(copies, *shape), torch.randint(10, (copies, shape[0]))
+    ours, theirs = (
+        StackedTrainer(net, seeds=range(copies), lr=0.1, backend="grouped", native=native)
+        for native in (True, False)
+    )
+    work = f"train {copies} {name} side by side, grouped"
+    if not ours.native:
+        return absent(work, "torch, grouped", "there is no C compiler", unit="images/s")
+    times = timed(lambda: ours.step(x, y), lambda: theirs.step(x, y), repeats=repeats)
+    images = copies * shape[0]
+    return Row(
+        work=work, peer="torch, grouped", version=torch.__version__, unit="images/s",
+        addis=images / times[0], peer_value=images / times[1], ratio=times[0] / times[1],
+        target=None, note=f"batch {shape[0]}, {shape[2]}x{shape[3]}, one thread",
     )  # fmt: skip
 
 

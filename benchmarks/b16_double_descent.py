@@ -170,6 +170,7 @@ def _stacked(k: int, device: str, *, channels: int = 3, copies: int = 8) -> Row:
         work=f"training {copies} copies of cnn5({k}), batch 128, {channels}x16x16",
         peer="one by one", version=TORCH, unit="us an image", addis=ours / number * 1e6,
         peer_value=best / number * 1e6, ratio=ours / best, target=None if channels == 1 else bar,
-        note=f"one thread, {stacked.backend}; the loop in {layout}, "
+        note=f"one thread, {stacked.backend}, "
+        f"kernels of {'addis' if stacked.native else 'PyTorch'}; the loop in {layout}, "
         f"the ratio to that in {other} is {ours / max(theirs):.2f}",
     )  # fmt: skip

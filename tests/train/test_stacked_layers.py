@@ -94,6 +94,14 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         nn.BatchNorm2d(4, affine=False), nn.Conv2d(4, 4, 1),
         nn.BatchNorm2d(4, track_running_stats=False), nn.GroupNorm(2, 4), channels=4,
     ),
+    "blocks": lambda: on_images(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4, momentum=0.3, eps=1e-2), nn.MaxPool2d(2),
+        nn.ReLU(), nn.Conv2d(4, 5, 2, padding=1, groups=1), nn.ReLU(inplace=True),
+        nn.BatchNorm2d(5, affine=False), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU(),
+        nn.BatchNorm2d(5, track_running_stats=False), nn.ReLU(), nn.Conv2d(5, 4, 1),
+        nn.MaxPool2d(2, 1), nn.Conv2d(4, 4, (1, 3), padding="same"), nn.Conv2d(4, 4, 2),
+        nn.MaxPool2d(2, padding=1), nn.AdaptiveMaxPool2d(1), channels=4,
+    ),
     "pools": lambda: on_images(
         nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(4, 4, 1),
         nn.ReLU(), nn.AvgPool2d(2),
@@ -127,11 +135,12 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 def pair(
-    factory: Callable[[], nn.Module], copies: int = 3
+    factory: Callable[[], nn.Module], copies: int = 3, *, native: bool = True
 ) -> tuple[StackedTrainer, StackedTrainer]:
     models = [m.double() for m in seeded(factory, range(copies))]
     grouped, loop = (
-        StackedTrainer(models, lr=0.1, backend=backend) for backend in ("grouped", "loop")
+        StackedTrainer(models, lr=0.1, backend=backend, native=native)
+        for backend in ("grouped", "loop")
     )
     return grouped, loop
 
@@ -146,10 +155,11 @@ def images(*shape: int) -> Tensor:
     return torch.randn(*shape, 3, 8, 8, generator=g, dtype=torch.float64)
 
 
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("name", MODELS)
-def test_grouped_form_equals_the_loop(name: str) -> None:
-    grouped, loop = pair(MODELS[name])
-    x, y = images(3, 3, 6), torch.arange(54).view(3, 3, 6) % 5
+def test_grouped_form_equals_the_loop(name: str, native: bool) -> None:
+    grouped, loop = pair(MODELS[name], native=native)
+    x, y = images(3, 3, 17), torch.arange(153).view(3, 3, 17) % 5
     for inputs, targets in zip(x, y, strict=True):
         kept = inputs.clone()
         a, b = (t.step(inputs, targets) for t in (grouped, loop))
@@ -164,11 +174,12 @@ def test_grouped_form_equals_the_loop(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("images", [2, 16])
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1"])
-def test_published_model_has_a_grouped_form(name: str) -> None:
+def test_published_model_has_a_grouped_form(name: str, images: int) -> None:
     grouped, loop = pair(lambda: getattr(vision, name)(num_classes=5).eval(), copies=2)
-    x = torch.rand(2, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x = x.expand(3, 2, 32, 32).transpose(0, 1)
+    assert grouped.native
+    x = torch.rand(images, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()
     assert torch.allclose(grouped.outputs(x), loop.outputs(x), atol=1e-10)
 
 

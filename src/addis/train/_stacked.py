@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
+from addis.train._stacked_block import has_kernels
 from addis.train._stacked_forward import Forward, Loop, Loss, Vmap
+from addis.train._stacked_fuse import has_blocks
 from addis.train._stacked_grouped import Grouped
 from addis.train._stacked_optim import CopiesOptimizer, OptimizerFactory
-from addis.train._stacked_plan import why_not_grouped
+from addis.train._stacked_plan import trace, why_not_grouped
 from addis.train._stacked_state import check_alike, seeded, stack
 from addis.train._stacked_widths import padding_masks, shapes_differ, why_not_packed
 
@@ -21,8 +23,10 @@ __all__ = ["StackedScores", "StackedTrainer"]
 
 Backend = Literal["grouped", "vmap", "loop"]
 
-_WIDEST_GROUPED = 64
-"""Channels above which grouped convolutions lose to a loop on a CPU (benchmarks/b00_stacked.py)."""
+_WIDEST_GROUPED = 25
+"""Mean input channels of the convolutions above which a loop is quicker on a CPU: a step took 0.94
+of the loop's at 24 (``preact_resnet18(8)``), 1.03 at 29 (``cnn5(16)``), 1.15 at 32 (ResNet-20).
+"""
 
 Schedule = Callable[[int], float]
 
@@ -73,11 +77,16 @@ class StackedTrainer:
         loss: ``loss(outputs, targets)`` of one copy's batch, a scalar: ``(N, K)`` and ``(N,)`` for
             a classifier. Means are over that copy's N.
         backend: ``auto`` is ``loop`` for one copy, where the result is that of an ordinary training
-            loop bit for bit; else ``grouped`` where the model has that form and, on a CPU, no
-            convolution of more than 64 channels; else ``vmap`` on a GPU and ``loop`` on a CPU,
-            where it is the faster of the two. :attr:`backend` says which one it is. On a CPU,
-            ``grouped`` and what ``auto`` takes for several copies run in ``channels_last``; else a
-            model's weights keep their memory format.
+            loop bit for bit; else ``grouped`` where the model has that form and, on a CPU, its
+            convolutions take no more than 25 channels in the mean; else ``vmap`` on a GPU and
+            ``loop`` on a CPU, where it is the faster of the two. :attr:`backend` says which one it
+            is. On a CPU, PyTorch's kernels in ``grouped`` and what ``auto`` takes for several
+            copies run in ``channels_last``; else a model's weights keep their memory format.
+        native: Whether ``grouped`` may run convolutions, batch normalisations, ReLU and max-pooling
+            in kernels of addis, which a C compiler makes on this machine (once, some seconds): on a
+            CPU, in float32 or float64, where all convolutions are ``nn.Conv2d`` with zero padding
+            and no layer is an ``nn.GroupNorm``, for batches of 16 or more. Else PyTorch's run.
+            :attr:`native` says which.
         device: Where to train.
 
     Raises:
@@ -115,11 +124,12 @@ class StackedTrainer:
         schedule: Schedule | Sequence[Schedule] | None = None,
         loss: Loss = F.cross_entropy,
         backend: Literal["auto", "grouped", "vmap", "loop"] = "auto",
+        native: bool = True,
         device: str | torch.device = "cpu",
     ) -> None:
         models, seeds = _built(models, seeds)
         self._device, self._loss = torch.device(device), loss
-        self._stack_up(models, seeds, backend)
+        self._stack_up(models, seeds, backend, native)
         options = _options(len(models), lr, weight_decay)
         schedules = list(schedule) if isinstance(schedule, Sequence) else [schedule] * len(models)
         if len(schedules) != len(models):
@@ -127,7 +137,9 @@ class StackedTrainer:
         self._optimizer = CopiesOptimizer(optimizer, self._stack.params, options, schedules)
         self._steps = 0
 
-    def _stack_up(self, models: Sequence[nn.Module], seeds: Sequence[int], backend: str) -> None:
+    def _stack_up(
+        self, models: Sequence[nn.Module], seeds: Sequence[int], backend: str, native: bool
+    ) -> None:
         check_alike(models, widths=True)
         several = shapes_differ(models)
         if not several:
@@ -135,13 +147,15 @@ class StackedTrainer:
         self._backend = _choice(models, backend, self._device, several)
         grouped = self._backend == "grouped"
         fast = grouped or (backend == "auto" and len(models) > 1)
-        last = fast and self._device.type == "cpu"
+        cpu = self._device.type == "cpu"
+        self._native = native and grouped and cpu and _runs_in_blocks(models[0])
+        last = fast and cpu and not self._native
         layout = torch.channels_last if last else torch.contiguous_format
         self._stack = stack(models, self._device, layout if grouped or last else None)
         self._masks = padding_masks(models, self._stack.params)
         self._forward: Forward
         if grouped:
-            self._forward = Grouped(self._stack, seeds, self._device, layout)
+            self._forward = Grouped(self._stack, seeds, self._device, blocks=self._native)
         else:
             form = Vmap if self._backend == "vmap" else Loop
             self._forward = form(self._stack, seeds, self._device)
@@ -155,6 +169,11 @@ class StackedTrainer:
     def backend(self) -> Backend:
         """How the copies are run."""
         return self._backend
+
+    @property
+    def native(self) -> bool:
+        """Whether layers run in the kernels of addis."""
+        return self._native
 
     @property
     def steps(self) -> int:
@@ -331,7 +350,7 @@ def _choice(
         if reason is not None:
             raise ValueError(f"models of several widths cannot be stacked: {reason}")
     if reason is None and backend == "auto" and not several and device.type == "cpu":
-        return "loop" if _widest(models[0]) > _WIDEST_GROUPED else "grouped"
+        return "loop" if _mean_width(models[0]) > _WIDEST_GROUPED else "grouped"
     if reason is None:
         return "grouped"
     if backend == "grouped":
@@ -339,10 +358,18 @@ def _choice(
     return "loop" if device.type == "cpu" else "vmap"
 
 
-def _widest(model: nn.Module) -> int:
-    """Most channels that a convolution of ``model`` has."""
+def _runs_in_blocks(model: nn.Module) -> bool:
+    """Whether the kernels of addis take ``model``, and are there."""
+    tensors = (*model.parameters(), *model.buffers())
+    kinds = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    return len(kinds) == 1 and has_blocks(model, trace(model)) and has_kernels(kinds.pop())
+
+
+def _mean_width(model: nn.Module) -> float:
+    """Mean input channels of the convolutions of ``model``; 0 without any."""
     convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return max((m.out_channels for m in model.modules() if isinstance(m, convolutions)), default=0)
+    widths = [m.in_channels // m.groups for m in model.modules() if isinstance(m, convolutions)]
+    return sum(widths) / max(1, len(widths))
 
 
 def _options(

@@ -169,10 +169,16 @@ def _spatial(function: Callable[..., Tensor]) -> Form:
     """A function of each channel alone: layouts that have channels in axis 1."""
 
     def form(run: Run, x: Value, *args: Any, **options: Any) -> Value:
-        x = expect(x, "shared", "maps")
-        return Value(x.layout, function(x.data, *args, **options))
+        return _channelwise(run, x, lambda data: function(data, *args, **options))
 
     return form
+
+
+def _channelwise(run: Run, x: Value, function: Callable[[Tensor], Tensor]) -> Value:
+    x = expect(x, "shared", "maps")
+    if run.images_last:  # images and channels change places: PyTorch's channels_last
+        return Value(x.layout, function(x.data.transpose(0, 1)).transpose(0, 1))
+    return Value(x.layout, function(x.data))
 
 
 def _pointwise_layer(run: Run, path: str, layer: nn.Module, x: Value) -> Value:
@@ -180,8 +186,7 @@ def _pointwise_layer(run: Run, path: str, layer: nn.Module, x: Value) -> Value:
 
 
 def _spatial_layer(run: Run, path: str, layer: nn.Module, x: Value) -> Value:
-    x = expect(x, "shared", "maps")
-    return Value(x.layout, layer(x.data))
+    return _channelwise(run, x, layer)
 
 
 def _flatten_layer(run: Run, path: str, layer: nn.Flatten, x: Value) -> Value:

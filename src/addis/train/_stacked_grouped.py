@@ -17,6 +17,9 @@ __all__ = ["Grouped"]
 
 _ADVICE = 'pass backend="vmap" or backend="loop", which take any layer'
 
+_FEWEST_IMAGES = 16
+"""With fewer the vectors of a block are mostly empty (measured)."""
+
 
 class Grouped:
     """All copies at once, side by side in the channels.
@@ -25,25 +28,29 @@ class Grouped:
         stack: What to run; its skeleton passes :func:`why_not_grouped`.
         seeds: One for each copy's random stream.
         device: Where the stack is.
-        memory_format: Format of the feature maps.
+        blocks: Whether layers run in blocks where a batch is large enough and nothing casts it; the
+            model has them.
     """
 
     def __init__(
-        self,
-        stack: Stack,
-        seeds: Sequence[int],
-        device: torch.device,
-        memory_format: torch.memory_format,
+        self, stack: Stack, seeds: Sequence[int], device: torch.device, *, blocks: bool
     ) -> None:
-        self._stack, self._format = stack, memory_format
+        self._stack, self._blocks = stack, blocks
+        self._format = torch.channels_last if device.type == "cpu" else torch.contiguous_format
         self.streams = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        self._plans = {training: plan(stack.skeleton.train(training)) for training in (True, False)}
+        self._plans = {
+            (training, joined): plan(stack.skeleton.train(training), blocks=joined)
+            for training in (True, False)
+            for joined in {blocks, False}
+        }
 
     def outputs(self, x: Tensor, *, training: bool) -> Any:
         stack = self._stack
-        run = Run(stack.copies, training, stack.tensors(), stack.alias, self.streams)
+        casts = torch.is_autocast_enabled(x.device.type)
+        blocks = self._blocks and x.shape[1] >= _FEWEST_IMAGES and not casts
+        run = Run(stack.copies, training, stack.tensors(), stack.alias, self.streams, blocks)
         env: dict[fx.Node, Any] = {}
-        for step in self._plans[training]:
+        for step in self._plans[training, blocks]:
             env[step.node] = self._value(run, env, step, x)
             if step.node.op == "output":
                 return env[step.node]
@@ -56,7 +63,7 @@ class Grouped:
 
     def _value(self, run: Run, env: dict[fx.Node, Any], step: Step, x: Tensor) -> Any:
         """What the node of ``step`` gives."""
-        node = step.node
+        node = step.first
         args = fx.map_arg(node.args, env.__getitem__)
         if node.op == "placeholder":
             return args[0] if args else self._inside(run, x)
@@ -74,11 +81,16 @@ class Grouped:
         """The input ``(E, N, ...)`` in its layout; a batch that all copies share stays one."""
         if run.copies > 1 and x.stride(0) == 0:
             x = x[0]
-            if x.dim() == 4:
+            if x.dim() == 4 and not run.images_last:
                 x = x.contiguous(memory_format=self._format)
             return Value("shared", x)
         if x.dim() <= 3:
             return Value("rows", x)
+        if x.dim() == 5 and run.images_last:
+            e, n, c, h, w = x.shape
+            return Value(
+                "maps", x.permute(0, 2, 3, 4, 1).reshape(e * c, h, w, n).permute(3, 0, 1, 2)
+            )
         if x.dim() == 5 and self._format is torch.channels_last:
             e, n, c, h, w = x.shape
             last = x.permute(1, 3, 4, 0, 2).reshape(n, h, w, e * c)

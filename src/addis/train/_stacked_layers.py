@@ -88,8 +88,7 @@ def batch_norm(run: Run, path: str, layer: Any, x: Value) -> Value:
     x = to_many(run, expect(x, "shared", "maps", "rows"))
     mean, variance = run.own(path, "running_mean"), run.own(path, "running_var")
     batch = run.training or mean is None
-    if run.training and (count := run.own(path, "num_batches_tracked")) is not None:
-        count.data.add_(1)
+    run.count(path)
     data = x.data.transpose(0, 1).flatten(1) if x.layout == "rows" else x.data
     out = F.batch_norm(
         data, flat(mean), flat(variance), flat(run.own(path, "weight")),

@@ -5,25 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
 from addis.train._stacked_functions import FUNCTIONS, LAYERS, METHODS
+from addis.train._stacked_fuse import RELU, block_form, chains, is_kind, only_user
 
 __all__ = ["Step", "plan", "trace", "why_not_grouped"]
 
 
 class Step(NamedTuple):
-    """One node of the traced model.
+    """One node of the traced model, or several that run as one.
 
     Args:
-        node: The node; its arguments name the nodes before it.
+        node: The node, the last of several: what the step's value is stored under.
+        first: The node whose arguments the step takes.
         form: ``form(run, *args)`` for calls, ``None`` for inputs, outputs and attributes.
         spent: Nodes whose values no later step needs.
     """
 
     node: fx.Node
+    first: fx.Node
     form: Callable[..., Any] | None
     spent: list[fx.Node]
 
@@ -49,45 +51,41 @@ def trace(model: nn.Module) -> fx.Graph:
     return fx.Tracer().trace(model)
 
 
-def plan(model: nn.Module) -> list[Step]:
+def plan(model: nn.Module, *, blocks: bool = False) -> list[Step]:
     """The steps of ``model`` in its present mode.
 
     One rewrite that changes no result spares passes over the largest maps: ``max_pool(relu(x))``
     becomes ``relu(max_pool(x))``, which has the same values and the same gradients.
+
+    Args:
+        model: The model.
+        blocks: Whether what :mod:`addis.train._stacked_block` runs as one is one step, for a model
+            that :func:`addis.train._stacked_fuse.has_blocks`.
     """
     graph = trace(model)
     for node in list(graph.nodes):
-        if _is(model, node, _RELU) and _is(model, _only_user(node), _MAX_POOL):
+        if is_kind(model, node, RELU) and is_kind(model, only_user(node), _MAX_POOL):
             _swap(node, next(iter(node.users)))
-    nodes = list(graph.nodes)
-    last = {used: node for node in nodes for used in node.all_input_nodes}
-    last |= {node: node for node in nodes if node not in last}
-    spent: dict[fx.Node, list[fx.Node]] = {node: [] for node in nodes}
+    joined = chains(model, graph) if blocks else []
+    forms = {chain[-1]: (chain[0], block_form(model, chain)) for chain in joined}
+    inside = {node for chain in joined for node in chain}
+    forms |= {node: (node, _form(model, node)) for node in graph.nodes if node not in inside}
+    order = [node for node in graph.nodes if node in forms]
+    last = {used: node for node in order for used in forms[node][0].all_input_nodes}
+    last |= {node: node for node in order if node not in last}
+    spent: dict[fx.Node, list[fx.Node]] = {node: [] for node in order}
     for used, by in last.items():
         spent[by].append(used)
-    return [Step(node, _form(model, node), spent[node]) for node in nodes]
+    return [Step(node, *forms[node], spent[node]) for node in order]
 
 
-_RELU = (nn.ReLU, F.relu, torch.relu, "relu")
 _MAX_POOL = (nn.MaxPool2d, nn.AdaptiveMaxPool2d, F.max_pool2d, F.adaptive_max_pool2d)
-
-
-def _is(model: nn.Module, node: fx.Node | None, kinds: tuple[object, ...]) -> bool:
-    if node is None or node.op not in ("call_module", "call_function", "call_method"):
-        return False
-    if node.op == "call_module":
-        return type(model.get_submodule(str(node.target))) in kinds
-    return node.target in kinds
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _swap(relu: fx.Node, pool: fx.Node) -> None:
     """``x -> relu -> pool`` becomes ``x -> pool -> relu``."""
     before = relu.all_input_nodes[0]
-    if _only_user(before) is not relu:
+    if only_user(before) is not relu:
         return
     pool.replace_all_uses_with(relu)
     pool.replace_input_with(relu, before)

@@ -47,18 +47,33 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One pass: how many copies, the tensors of the model, and each copy's random stream."""
+    """One pass.
+
+    Args:
+        copies: E.
+        training: Whether the model is in training mode.
+        tensors: The tensors of the model.
+        alias: Every name of a tensor to the one in ``tensors``.
+        streams: The random stream of each copy.
+        images_last: Whether maps have the images next to each other in memory.
+    """
 
     copies: int
     training: bool
     tensors: Mapping[str, Tensor]
     alias: Mapping[str, str]
     streams: Sequence[torch.Generator]
+    images_last: bool
 
     def own(self, path: str, name: str) -> Value | None:
         """Tensor ``name`` of the layer at ``path``, if it has it."""
         key = self.alias.get(f"{path}.{name}" if path else name)
         return None if key is None else Value("own", self.tensors[key])
+
+    def count(self, path: str) -> None:
+        """Counts a batch of the normalisation at ``path``, if it counts them."""
+        if self.training and (count := self.own(path, "num_batches_tracked")) is not None:
+            count.data.add_(1)
 
 
 class NoFormError(Exception):
