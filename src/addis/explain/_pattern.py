@@ -333,13 +333,17 @@ class _Sums(Layers):
         y, norm = out.detach(), self._norms.get(name)
         bias = y.new_zeros(len(weight)) if bias is None else bias
         z = y if norm is None else norm(y)
-        kept = (z > 0).to(wide) if name in self._norms else torch.ones_like(y)
+        kept = (
+            torch.gt(z, 0, out=torch.empty_like(y)) if name in self._norms else torch.ones_like(y)
+        )
         axis = y.dim() - weight.dim() + 1  # of the neurons: 1 of a convolution, else the last
         others = [d for d in range(y.dim()) if d != axis]
-        total, active, active_y = (t.sum(others, dtype=torch.float64) for t in (y, kept, kept * y))
+        kept_y = kept * y
+        total, active, active_y = (t.sum(others).double() for t in (y, kept, kept_y))
         count = y.numel() // len(weight)
         mean = (total / count).to(wide)
-        about = kept * (y - mean.view(-1, *[1] * (y.dim() - axis - 1)))
+        centre = mean.view(-1, *[1] * (y.dim() - axis - 1))
+        about = torch.addcmul(kept_y, kept, centre, value=-1)
         x, xy = (
             torch.autograd.grad(out, weight, seed, retain_graph=True)[0].double().flatten(1)
             for seed in (kept, about)
