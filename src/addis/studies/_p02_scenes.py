@@ -194,7 +194,7 @@ def _mark_net(seed: int) -> nn.Module:
             nn.Conv2d(1, 16, 5, padding=2), nn.ReLU(), nn.Conv2d(16, 32, 5, padding=2), nn.ReLU(),
             nn.MaxPool2d(2), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool2d(1),
             nn.Flatten(), nn.Linear(32, 10),
-        ).to(memory_format=torch.channels_last)  # fmt: skip
+        )  # fmt: skip
 
 
 def _train(model: nn.Module, batches: data.Batches, epochs: int, lr: float) -> nn.Module:
