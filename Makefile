@@ -4,7 +4,7 @@ BIN := .venv/bin
 EXTRAS := dev,peers,ray,lrp
 READY := .venv/.ready
 
-.PHONY: demo test lint bench docs readme clean help
+.PHONY: demo test lint bench gpu docs readme clean help
 .DEFAULT_GOAL := help
 
 help:  ## Says what there is
@@ -33,6 +33,10 @@ lint: $(READY)  ## Checks format, style, types and the floors of the house
 bench: $(READY)  ## Times addis beside its peers
 	$(BIN)/addis bench all
 
+gpu: $(READY)  ## Runs the tests that need a GPU, and times the rest on it into gpu/
+	$(BIN)/pytest -m gpu
+	$(BIN)/addis bench 00 02 16 24 --device cuda --results gpu
+
 docs: $(READY)  ## Builds the pages into site/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	$(BIN)/mkdocs build --strict
@@ -41,4 +45,4 @@ readme: $(READY)  ## Writes the table of verdicts in README.md from results/
 	$(BIN)/python docs/readme.py
 
 clean:  ## Removes what the other targets made
-	rm -rf .venv .addis report site dist .coverage* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .addis report site gpu dist .coverage* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -165,7 +165,7 @@ def test_float32_and_images_give_the_same_curve_as_flat_float64():
         np.testing.assert_array_equal(images.metrics[name], metric)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_cuda_tensors_are_computed_with_where_they_are():
     here = rf_curve(*TRAIN, *TEST, p=P, n=(20,), seeds=1)
     there = rf_curve(*(t.cuda() for t in (*TRAIN, *TEST)), p=P, n=(20,), seeds=1)

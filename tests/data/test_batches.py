@@ -223,7 +223,7 @@ class TestOnCuda:
         assert moved == ["cuda:0", "cuda:0"]
         assert (a.device.type, b.device.type) == ("cpu", "cpu")
 
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    @pytest.mark.gpu
     def test_batches_on_cuda_are_those_on_the_cpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def augment(x: Tensor, g: torch.Generator) -> Tensor:
             return random_flip(random_crop(x, 2, generator=g), generator=g)

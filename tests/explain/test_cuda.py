@@ -16,7 +16,7 @@ from addis.explain import (
 )
 from tests.explain.test_baselines import TARGET, images, run, small_cnn
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
 DRAWN_ON_DEVICE = frozenset({"smoothgrad"})
 

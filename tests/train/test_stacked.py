@@ -29,7 +29,7 @@ def cnn(k: int = 2, *, dropout: float = 0.0, bias: bool = False) -> nn.Sequentia
     )  # fmt: skip
 
 
-def batches(steps: int, copies: int = 4, n: int = 8, dtype: torch.dtype = torch.float32) -> tuple:
+def batches(steps: int, copies: int = 4, n: int = 16, dtype: torch.dtype = torch.float32) -> tuple:
     g = torch.Generator().manual_seed(0)
     x = torch.rand(steps, copies, n, 3, 8, 8, generator=g, dtype=dtype)
     return x, torch.randint(5, (steps, copies, n), generator=g)
@@ -392,6 +392,25 @@ def test_outputs_may_be_any_structure_that_the_loss_takes(backend: Backend) -> N
     assert trainer.evaluate(x, x, shared=False).accuracy.isnan().all()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gpu_trains_the_copies_that_the_cpu_trains(backend: Backend) -> None:
+    x, y = batches(6, dtype=torch.float64)
+    models = [m.double() for m in seeded(cnn, SEEDS)]
+    cpu, gpu = (
+        StackedTrainer(models, lr=LRS, backend=backend, device=device) for device in ("cpu", "cuda")
+    )
+    assert not gpu.native
+    for batch in zip(x, y, strict=True):
+        a, b = cpu.step(*batch), gpu.step(*batch)
+        assert torch.allclose(a, b.cpu(), atol=1e-9)
+    scores = [trainer.evaluate(x[0, 0], y[0, 0]) for trainer in (cpu, gpu)]
+    assert torch.equal(scores[0].accuracy, scores[1].accuracy.cpu())
+    other = StackedTrainer(models, lr=LRS, backend=backend)
+    other.load_state_dict(gpu.state_dict())
+    assert apart(other.unstack(2).cpu(), gpu.unstack(2).cpu()) == 0
+
+
 def test_autocast_runs_the_stack_in_half_precision() -> None:
     x, y = batches(3)
     trainer = StackedTrainer(seeded(cnn, SEEDS), lr=0.05)
@@ -439,7 +458,7 @@ def test_wrong_batches_are_refused() -> None:
     trainer = StackedTrainer(seeded(cnn, SEEDS), lr=0.1)
     with pytest.raises(ValueError, match="E = 4"):
         trainer.step(x[0, :3], y[0, :3])
-    with pytest.raises(ValueError, match="one N, got 8 and 7"):
+    with pytest.raises(ValueError, match="one N, got 16 and 7"):
         trainer.step(x[0], y[0, :, :7])
     with pytest.raises(ValueError, match="at least one sample"):
         trainer.step(x[0, :, :0], y[0, :, :0])

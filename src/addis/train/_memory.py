@@ -15,8 +15,8 @@ def keep_freed_memory() -> None:
     """Lets glibc keep what this process frees for its next allocation.
 
     A training step frees its feature maps and the next one asks for them again. By glibc's defaults
-    their pages often go to the system and back in between, and the kernel zeroes each of them: 6 to
-    19 % of a step on a CPU, with ResNet-20 and stacks of small nets (``addis bench 00``).
+    their pages often go to the system and back in between, and the kernel zeroes each of them: 10
+    to 14 % of a step of ResNet-20 on a CPU (``addis bench 00``).
     Afterwards the process holds its largest need, up to 2 GiB of it unused, until it ends. ``addis
     run`` and ``addis bench`` call it. With other C libraries it does nothing.
     """

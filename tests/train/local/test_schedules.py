@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from addis.train.local import localize
 from tests.train.local.nets import batch, conv_net, same
 
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
 
 def pair(net: nn.Module, x: Tensor, *, blocks: Any = "auto", **settings: Any) -> Any:
     return [
@@ -114,7 +112,7 @@ def test_streams_without_cuda_are_refused() -> None:
         localize(conv_net(), batch()[0], schedule="streams")
 
 
-@GPU
+@pytest.mark.gpu
 def test_streams_give_the_updates_of_the_sequence() -> None:
     net, x = conv_net().cuda(), batch()[0].cuda()
     one, many = pair(net, x, schedule="streams")
@@ -126,7 +124,7 @@ def test_streams_give_the_updates_of_the_sequence() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@GPU
+@pytest.mark.gpu
 def test_a_cpu_and_a_gpu_share_the_blocks() -> None:
     net, x = conv_net(), batch()[0]
     one, many = pair(net, x, schedule="devices", devices=["cpu", "cuda"])
@@ -139,7 +137,7 @@ def test_a_cpu_and_a_gpu_share_the_blocks() -> None:
         many.memory_report(*batch())
 
 
-@GPU
+@pytest.mark.gpu
 def test_a_step_waits_for_nothing() -> None:
     x, y = (t.cuda() for t in batch())
     local = localize(conv_net().cuda(), x)
