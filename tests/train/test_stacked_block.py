@@ -266,7 +266,7 @@ def test_layout_of_the_input_does_not_matter_and_it_is_left_alone() -> None:
     ("change", "error", "message"),
     [
         ({"x": torch.rand(4, 4, 2, 5)}, ValueError, "maps of 2 x 5 are smaller"),
-        ({"x": torch.rand(4, 6, 5, 5)}, ValueError, "filters take 2 channels, the maps have 3"),
+        ({"x": torch.rand(4, 6, 5, 5)}, ValueError, "filters take 4 channels, the maps have 6"),
         ({"x": torch.rand(4, 4, 5, 5).double()}, TypeError, "float64 on cpu, the model"),
         ({"x": torch.rand(1, 4, 3, 3)}, ValueError, "more than 1 value a channel"),
         ({"spec": BlockSpec(window=(4, 4))}, ValueError, "smaller than the filters or windows"),
@@ -276,6 +276,29 @@ def test_bad_input_is_refused(change: dict, error: type[Exception], message: str
     given = {"spec": BlockSpec(eps=1e-5), "x": torch.rand(4, 4, 5, 5)} | change
     with pytest.raises(error, match=message):
         run(given["spec"], given["x"], {"weight": torch.rand(6, 2, 3, 3)}, 2)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([nn.BatchNorm2d(5)], "a layer has 10 channels where its maps have 8"),
+        ([nn.BatchNorm2d(3)], "a layer has 6 channels where its maps have 8"),
+        ([nn.Conv2d(5, 2, 1)], "the filters take 10 channels, the maps have 8"),
+        ([nn.Conv2d(3, 2, 1)], "the filters take 6 channels, the maps have 8"),
+        ([nn.Conv2d(3, 3, 1, groups=3)], "the filters take 6 channels, the maps have 8"),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_layers_that_do_not_fit_are_refused(
+    layers: Sequence[nn.Module], message: str, training: bool
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), *layers, nn.Flatten())
+    trainer = StackedTrainer([model] * 2, lr=0.1)
+    assert trainer.native
+    x, y = torch.rand(16, 3, 5, 5), torch.zeros(16).long()
+    call = partial(trainer.step, x, y, shared=True) if training else partial(trainer.outputs, x)
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_second_derivatives_are_refused() -> None:

@@ -113,7 +113,8 @@ def apply_block(
         Maps ``(N, E O, H', W')``, and what they were normalised by.
 
     Raises:
-        ValueError: Maps are smaller than the filters or windows, or hold one number to normalise.
+        ValueError: Maps are smaller than the filters or windows, hold one number to normalise, or
+            have other channels than the tensors.
         TypeError: The tensors are not all of one precision, on the CPU.
     """
     for tensor in (weight, bias, gamma, beta, *(statistics or ())):
@@ -123,6 +124,10 @@ def apply_block(
             )
     given = [None if t is None else t.contiguous() for t in (weight, bias, gamma, beta)]
     block = _geometry(spec, x, weight, copies, shared, statistics is None)
+    channels = copies * block.outputs
+    for tensor in (*given[1:], *(statistics or ())):
+        if tensor is not None and tensor.shape != (channels,):
+            raise ValueError(f"a layer has {len(tensor)} channels where its maps have {channels}")
     call = _Call(block, copies, spec.finishes, statistics, torch.is_grad_enabled())
     y, mean, variance = _BlockFunction.apply(x, *given, call)
     return y, Moments(mean, variance, block.images * block.rows * block.columns)
@@ -186,12 +191,15 @@ def _geometry(
     spec: BlockSpec, x: Tensor, weight: Tensor | None, copies: int, shared: bool, batch: bool
 ) -> _Block:
     sizes = (x.shape[2], x.shape[3])
-    inputs = x.shape[1] if shared else x.shape[1] // copies
+    parts = 1 if shared else copies
+    inputs = x.shape[1] // parts
     outputs, kernel = inputs, (1, 1)
     if weight is not None:
         outputs, kernel = weight.shape[0] // copies, (weight.shape[2], weight.shape[3])
-        if weight.shape[1] != inputs:
-            raise ValueError(f"the filters take {weight.shape[1]} channels, the maps have {inputs}")
+        if weight.shape[1] * parts != x.shape[1]:
+            raise ValueError(
+                f"the filters take {weight.shape[1] * parts} channels, the maps have {x.shape[1]}"
+            )
     after = [
         (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
         for size, padding, dilation, taps, stride in zip(
