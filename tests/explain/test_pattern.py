@@ -535,3 +535,19 @@ def test_few_samples_are_told_at_the_callers_line():
     with pytest.warns(UserWarning, match="rest on 6 samples") as noted:
         explain.Patterns.estimate(convnet(), randn(6, 3, 8, 8))
     assert noted[0].filename == __file__
+
+
+def test_float32_loses_nothing_where_outputs_are_far_from_zero() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(256, 3),
+    )  # fmt: skip
+    with torch.no_grad():
+        for i in (0, 2):
+            net[i].bias.add_(10)
+    x = torch.rand(1000, 3, 12, 12)
+    single = Patterns.estimate(net, torch.split(x, 50)).directions
+    double = Patterns.estimate(net.double(), torch.split(x.double(), 50)).directions
+    for name, exact in double.items():
+        assert float((single[name] - exact).norm() / exact.norm()) < 1e-4, name

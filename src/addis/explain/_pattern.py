@@ -339,7 +339,7 @@ class _Sums(Layers):
         axis = y.dim() - weight.dim() + 1  # of the neurons: 1 of a convolution, else the last
         others = [d for d in range(y.dim()) if d != axis]
         kept_y = kept * y
-        total, active, active_y = (t.sum(others).double() for t in (y, kept, kept_y))
+        total, active, active_y = (t.sum(others, dtype=torch.float64) for t in (y, kept, kept_y))
         count = y.numel() // len(weight)
         mean = (total / count).to(wide)
         centre = mean.view(-1, *[1] * (y.dim() - axis - 1))
