@@ -26,6 +26,7 @@ def test_it_holds_code_pages_types_and_benchmarks_and_no_tests(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for name in ("py.typed", "report/templates/index.html", "report/assets/style.css"):
         assert f"addis/{name}" in names
+    assert "addis/train/_stacked_block.c" in names
     assert any(name.startswith("addis/benchmarks/b24_") for name in names)
     assert any(name.startswith("addis/studies/p24_") for name in names)
     assert not [name for name in names if name.startswith("tests")]

@@ -87,6 +87,14 @@ def test_cache_that_cannot_be_written_is_done_without(
     assert library.twice(1) == 2
 
 
+def test_compiler_may_come_with_options(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source.write_text("int twice(int x) { return FACTOR * x; }\n")
+    monkeypatch.setenv("CC", "cc -DFACTOR=5")
+    library = compiled(source)
+    assert library is not None
+    assert library.twice(2) == 10
+
+
 @pytest.mark.parametrize("command", ["false", "no-such-compiler"])
 def test_no_compiler_is_no_error(
     source: Path, monkeypatch: pytest.MonkeyPatch, command: str

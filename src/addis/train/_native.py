@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import shutil
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -30,14 +30,14 @@ def compiled(source: Path, options: Sequence[str] = ()) -> ctypes.CDLL | None:
 
     Args:
         source: The file.
-        options: More options of the compiler.
+        options: More options of the compiler, which is ``cc`` or what the variable ``CC`` names.
     """
-    compiler = os.environ.get("CC") or shutil.which("cc")
-    if os.name != "posix" or compiler is None:
+    if os.name != "posix":
         return None
+    compiler = shlex.split(os.environ.get("CC") or "cc")
     try:
         for target in _TARGETS:
-            command = [compiler, target, *_FLAGS, *options]
+            command = [*compiler, target, *_FLAGS, *options]
             features = subprocess.run(
                 [*command, "-dM", "-E", "-x", "c", "-"], input=b"", capture_output=True, timeout=60
             )

@@ -23,7 +23,7 @@ __all__ = ["StackedScores", "StackedTrainer"]
 
 Backend = Literal["grouped", "vmap", "loop"]
 
-_WIDEST_GROUPED = 25
+_WIDEST_MEAN = 25
 """Mean input channels of the convolutions above which a loop is quicker on a CPU: a step took 0.94
 of the loop's at 24 (``preact_resnet18(8)``), 1.03 at 29 (``cnn5(16)``), 1.15 at 32 (ResNet-20).
 """
@@ -85,8 +85,8 @@ class StackedTrainer:
         native: Whether ``grouped`` may run convolutions, batch normalisations, ReLU and max-pooling
             in kernels of addis, which a C compiler makes on this machine (once, some seconds): on a
             CPU, in float32 or float64, where all convolutions are ``nn.Conv2d`` with zero padding
-            and no layer is an ``nn.GroupNorm``, for batches of 16 or more. Else PyTorch's run.
-            :attr:`native` says which.
+            and no layer is an ``nn.GroupNorm``. Else, for batches under 16 and under autocast
+            PyTorch's run. :attr:`native` says whether they may.
         device: Where to train.
 
     Raises:
@@ -172,7 +172,7 @@ class StackedTrainer:
 
     @property
     def native(self) -> bool:
-        """Whether layers run in the kernels of addis."""
+        """Whether the kernels of addis run batches of 16 or more."""
         return self._native
 
     @property
@@ -350,7 +350,7 @@ def _choice(
         if reason is not None:
             raise ValueError(f"models of several widths cannot be stacked: {reason}")
     if reason is None and backend == "auto" and not several and device.type == "cpu":
-        return "loop" if _mean_width(models[0]) > _WIDEST_GROUPED else "grouped"
+        return "loop" if _mean_width(models[0]) > _WIDEST_MEAN else "grouped"
     if reason is None:
         return "grouped"
     if backend == "grouped":

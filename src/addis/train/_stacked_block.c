@@ -109,18 +109,24 @@ static void pack(const number *maps, number *tile, const Convolution *c, int64_t
     }
 }
 
-/* Calls `call(n)` with n a constant, which lets the compiler keep n sums in registers. n is at most
- * CHANNELS, and no code is made for more. */
-#define WITH_CHANNELS(n, call)                                                                    \
-  switch (n) {                                                                                    \
-    case 1: call(1); break;                                                                       \
-    case 2: call(2); break;                                                                       \
-    case 3: call(3); break;                                                                       \
-    case 4: call(4); break;                                                                       \
-    case 5: call(5 <= CHANNELS ? 5 : 1); break;                                                   \
-    case 6: call(6 <= CHANNELS ? 6 : 1); break;                                                   \
-    case 7: call(7 <= CHANNELS ? 7 : 1); break;                                                   \
-    default: call(CHANNELS);                                                                      \
+/* Calls `call(n, more)` with both constants, which lets the compiler keep the sums in registers.
+ * `n` is at most CHANNELS, and no code is made for more. */
+#define WITH(n, more, call)   \
+  if (more) {                 \
+    WITH_CHANNELS(n, call, 1) \
+  } else {                    \
+    WITH_CHANNELS(n, call, 0) \
+  }
+#define WITH_CHANNELS(n, call, more)                        \
+  switch (n) {                                              \
+    case 1: call(1, more); break;                           \
+    case 2: call(2, more); break;                           \
+    case 3: call(3, more); break;                           \
+    case 4: call(4, more); break;                           \
+    case 5: call(5 <= CHANNELS ? 5 : 1, more); break;       \
+    case 6: call(6 <= CHANNELS ? 6 : 1, more); break;       \
+    case 7: call(7 <= CHANNELS ? 7 : 1, more); break;       \
+    default: call(CHANNELS, more);                          \
   }
 
 /* `pixels` neighbours of `channels` output channels. */
@@ -153,8 +159,8 @@ INLINE void outputs(const number *tile, const number *weight, const number *bias
         int64_t rest = images - v * LANES;
         if (rest >= LANES)
           *(loose *)(pixel + v * LANES) = sum[o][p][v];
-        else if (rest > 0)
-          memcpy(pixel + v * LANES, &sum[o][p][v], rest * sizeof(number));
+        else
+          for (int64_t k = 0; k < rest; k++) pixel[v * LANES + k] = sum[o][p][v][k];
       }
     }
 }
@@ -193,15 +199,11 @@ static int convolve(const number *maps, const number *weight, const number *bias
                 tile + (row * c->stride[0] * wide + column * c->stride[1]) * IMAGES;
             number *pixel =
                 to + ((o * c->rows + top + row) * c->columns + column) * c->images + first;
-#define ONE(n) outputs(from, w, b, pixel, c, tall, wide, images, n, 1)
-#define TWO(n) outputs(from, w, b, pixel, c, tall, wide, images, 2 * (n) <= CHANNELS ? n : 1, 2)
-            if (pair) {
-              WITH_CHANNELS(channels, TWO)
-            } else {
-              WITH_CHANNELS(channels, ONE)
-            }
-#undef ONE
-#undef TWO
+#define OUTPUTS(n, more)                                    \
+  outputs(from, w, b, pixel, c, tall, wide, images,         \
+          more && 2 * (n) > CHANNELS ? 1 : n, 1 + more)
+            WITH(channels, pair, OUTPUTS)
+#undef OUTPUTS
             column += pair ? 2 : 1;
           }
       }
@@ -280,15 +282,10 @@ static int weight_gradient(const number *maps, const number *gradient, number *w
                 vec *to = sum + o * filter + (i * c->kernel[0] + ky) * c->kernel[1] + kx;
                 int64_t y = row * c->stride[0] + ky * c->dilation[0];
                 const number *x = tile + ((i * tall + y) * wide + kx * c->dilation[1]) * IMAGES;
-#define ONE(n) products(x, g, to, c, deep, wide, spare, map, filter, n, 1)
-#define THREE(n) products(x, g, to, c, deep, wide, spare, map, filter, n, TAPS)
-                if (three) {
-                  WITH_CHANNELS(channels, THREE)
-                } else {
-                  WITH_CHANNELS(channels, ONE)
-                }
-#undef ONE
-#undef THREE
+#define PRODUCTS(n, more) \
+  products(x, g, to, c, deep, wide, spare, map, filter, n, more ? TAPS : 1)
+                WITH(channels, three, PRODUCTS)
+#undef PRODUCTS
                 kx += three ? TAPS : 1;
               }
         }
