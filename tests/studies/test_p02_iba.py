@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from addis.explain import Patterns
+from addis.explain import BottleneckStats, Patterns
 from addis.studies import _p02_trials
 from addis.studies._p02_claims import claims, tables
 from addis.studies._p02_figures import figures
@@ -160,8 +160,36 @@ def test_patterns_are_estimated_once_for_a_models_weights(monkeypatch):
     assert not torch.equal(method(model, x, target), first)
     assert len(taken) == 2
     twin = copy.deepcopy(model)
-    method(twin, x, target)
-    assert taken[2:] == [twin]
+    assert torch.equal(method(twin, x, target), method(model, x, target))
+    assert len(taken) == 2
+
+
+@pytest.mark.filterwarnings("ignore:the statistics rest on")
+def test_a_layers_statistics_are_estimated_once_for_a_models_weights_and_buffers(monkeypatch):
+    taken = []
+
+    def estimate(model, *args, **kwargs):
+        taken.append(model)
+        return BottleneckStats.estimate(model, *args, **kwargs)
+
+    monkeypatch.setattr("addis.explain.BottleneckStats", SimpleNamespace(estimate=estimate))
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Flatten(),
+        torch.nn.Linear(144, 3),
+    ).eval()  # fmt: skip
+    x, target = torch.randn(30, 3, 8, 8, generator=generator()), torch.zeros(30, dtype=torch.int64)
+    scene = Scene(model, x, target, x, layer="2", last="2", patches=(4, 8), pictures=x)
+    methods = explainers(scene, 0)
+    maps = [methods[f"iba {beta}"](model, x[:2], target[:2]) for beta in (1, 10, 100)]
+    assert len(taken) == 1
+    assert maps[0].sum() > maps[1].sum() > maps[2].sum()
+    assert methods["iba 10"].on(model) is methods["iba 10"].on(model)
+    twin = copy.deepcopy(model)
+    assert methods["iba 10"].on(twin).model is twin
+    assert len(taken) == 1
+    twin[1].running_mean.add_(1)
+    methods["iba 10"].on(twin)
+    assert taken[1:] == [twin]
 
 
 NETS = ("cifar10_resnet20", "cifar10_resnet56", "imagenet_squeezenet1_0")

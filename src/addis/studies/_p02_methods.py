@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -26,25 +26,33 @@ PATTERN_IMAGES = 1000
 that few images are enough: of ResNet-20 the maps from 1000 and 2000 correlate by 0.9999 (from 100
 by 0.988), and of SqueezeNet those from 100 and 200 by 0.996.
 """
+LARGE = 10_000
+"""Numbers of an image above which 20 make a batch of the patterns, not 100: SqueezeNet's early
+layers have 3 million outputs an image.
+"""
 
 
 class _Fitted(Generic[T]):
-    """What is estimated for a model, again whenever the model or its weights are others."""
+    """What is estimated for a scene's model, again whenever its weights or statistics are others: a
+    copy with the same ones needs no estimate of its own.
+    """
 
     def __init__(self, fit: Callable[[nn.Module], T]) -> None:
         self._fit = fit
-        self._found: tuple[nn.Module, T] | None = None
-        self._weights: list[Tensor] = []
+        self._found: tuple[dict[str, Tensor], T] | None = None
 
     def on(self, model: nn.Module) -> T:
-        weights = [p.detach() for p in model.parameters()]
-        if (
-            self._found is None
-            or self._found[0] is not model
-            or any(not torch.equal(a, b) for a, b in zip(weights, self._weights, strict=True))
-        ):
-            self._found, self._weights = (model, self._fit(model)), [w.clone() for w in weights]
+        state = model.state_dict()
+        if self._found is None or not _same(self._found[0], state):
+            kept = {name: value.clone() for name, value in state.items()}
+            self._found = kept, self._fit(model)
         return self._found[1]
+
+
+def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(
+        a[name].device == b[name].device and torch.equal(a[name], b[name]) for name in a
+    )
 
 
 class Bottleneck:
@@ -62,17 +70,27 @@ class Bottleneck:
 
     def __init__(self, layer: str, calibration: Tensor, beta: float, seed: int = 0) -> None:
         self.layer, self.calibration, self.beta, self.seed = layer, calibration, beta, seed
-        self._fitted = _Fitted(self._fit)
+        self._stats = _Fitted(self._estimate)
+        self._made: explain.InformationBottleneck | None = None
+
+    def weighing(self, beta: float) -> Bottleneck:
+        """The same but for the weight of the information; the statistics are shared."""
+        other = Bottleneck(self.layer, self.calibration, beta, self.seed)
+        other._stats = self._stats
+        return other
 
     def on(self, model: nn.Module) -> explain.InformationBottleneck:
         """The bottleneck of ``model``, with statistics of the weights that it has now."""
-        return self._fitted.on(model)
+        stats = self._stats.on(model)
+        if self._made is None or self._made.model is not model or self._made.stats is not stats:
+            self._made = explain.InformationBottleneck(
+                model, self.layer, stats, beta=self.beta, seed=self.seed
+            )
+        return self._made
 
-    def _fit(self, model: nn.Module) -> explain.InformationBottleneck:
-        iba = explain.InformationBottleneck(model, self.layer, beta=self.beta, seed=self.seed)
+    def _estimate(self, model: nn.Module) -> explain.BottleneckStats:
         batches = torch.split(self.calibration, 100)
-        iba.stats = explain.BottleneckStats.estimate(model, self.layer, batches)
-        return iba
+        return explain.BottleneckStats.estimate(model, self.layer, batches)
 
     def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> explain.Attribution:
         """The maps with their bits."""
@@ -86,7 +104,8 @@ def _pattern_attribution(calibration: Tensor) -> Explain:
     """PatternAttribution with patterns of the model that it is asked to explain."""
 
     def fit(model: nn.Module) -> explain.Patterns:
-        batches = torch.split(calibration, 20)  # some layers of SqueezeNet are large
+        size = 20 if calibration[0].numel() > LARGE else 100
+        batches = torch.split(calibration, size)
         return explain.Patterns.estimate(model, batches, samples=PATTERN_IMAGES)
 
     patterns = _Fitted(fit)
@@ -122,8 +141,8 @@ def explainers(scene: Scene, seed: int) -> dict[str, Explain]:
     )
     if importlib.util.find_spec("zennit"):
         found["lrp"] = explain.lrp
-    for beta in BETAS:
-        found[f"iba {beta}"] = Bottleneck(scene.layer, scene.calibration, beta, seed)
+    bottleneck = Bottleneck(scene.layer, scene.calibration, BETAS[0], seed)
+    found |= {f"iba {beta}": bottleneck.weighing(beta) for beta in BETAS}
     for name, layer in scene.others:
         found[f"iba 10 {name}"] = Bottleneck(layer, scene.calibration, 10, seed)
     return found

@@ -114,21 +114,22 @@ def digits_table(args: Digits) -> Mapping[str, Value]:
     found["area"] = float(area.double().mean())
     found["pictures"] = _numbers(scene.pictures[:SHOWN])
     drops = _drops(scene, args.tile, 50, args.seed)
-    maps: dict[str, Tensor] = {}
-    for name, method in explainers(scene, args.seed).items():
-        maps[name], measures = _timed(scene, method)
-        measures["bbox"] = _numbers(explain.bbox_ratio(maps[name], scene.boxes))
-        measures |= _degradation(scene, maps[name], (args.tile,), args.steps, args.seed, "mean")
+    methods = explainers(scene, args.seed)
+    attributions: dict[str, explain.Attribution] = {}
+    for name, method in methods.items():
+        attributions[name], measures = _timed(scene, method)
+        maps = attributions[name].map
+        measures["bbox"] = _numbers(explain.bbox_ratio(maps, scene.boxes))
+        measures |= _degradation(scene, maps, (args.tile,), args.steps, args.seed, "mean")
         measures |= _degradation(
-            scene, maps[name], (args.tile,), args.road_steps, args.seed, "noisy_linear"
+            scene, maps, (args.tile,), args.road_steps, args.seed, "noisy_linear"
         )
-        measures |= _sensitivity(drops, maps[name])
+        measures |= _sensitivity(drops, maps)
         found |= {f"{name}/{key}": value for key, value in measures.items()}
-    found |= _kept(scene, maps, args.seed)
+    found |= _kept(scene, attributions, methods["iba 10"], args.seed)
     few = slice(args.cascaded)
     for name in CASCADED:
-        method = explainers(scene, args.seed)[name]
-        found |= _cascade(scene, name, method, few, None, args.seed)
+        found |= _cascade(scene, name, methods[name], few, None, args.seed)
     return found
 
 
@@ -142,7 +143,8 @@ def table(args: Methods) -> Mapping[str, Value]:
     if args.method == "random":
         found["pictures"] = _small(scene.pictures[:SHOWN])
     method = _method(scene, args.method, args.seed)
-    maps, measures = _timed(scene, method)
+    attribution, measures = _timed(scene, method)
+    maps = attribution.map
     measures |= _degradation(scene, maps, args.tiles, args.steps, args.seed, "mean")
     measures |= _degradation(scene, maps, args.road, args.road_steps, args.seed, "noisy_linear")
     drops = _drops(scene, args.tiles[0], args.subsets, args.seed)
@@ -158,12 +160,13 @@ def masked(args: Masked) -> Mapping[str, Value]:
         scene = _scene(args.scene, args.images, args.device)
     except Skipped as reason:
         return {"skipped": str(reason)}
-    maps = {
-        name: method(scene.model, scene.x, scene.target)
-        for name, method in explainers(scene, args.seed).items()
+    methods = explainers(scene, args.seed)
+    attributions = {
+        name: _attributed(scene, method)
+        for name, method in methods.items()
         if name not in ("iba 1", "iba 100", "smoothgrad")
     }
-    return _kept(scene, maps, args.seed)
+    return _kept(scene, attributions, methods["iba 10"], args.seed)
 
 
 def cascade(args: Cascade) -> Mapping[str, Value]:
@@ -197,7 +200,8 @@ def watermark_table(args: Watermark) -> Mapping[str, Value]:
         "pictures": _numbers(scene.pictures[:SHOWN]),
     }  # fmt: skip
     for name, method in explainers(scene, args.seed).items():
-        maps, measures = _timed(scene, method)
+        attribution, measures = _timed(scene, method)
+        maps = attribution.map
         positive = maps.double().clamp_min(0)
         share = (positive * near).sum((1, 2)) / positive.sum((1, 2)).clamp_min(1e-300)
         measures["inside"] = _numbers(share)
@@ -238,22 +242,28 @@ def _method(scene: Scene, name: str, seed: int) -> Explain:
     return explainers(scene, seed)[name]
 
 
-def _timed(scene: Scene, method: Explain) -> tuple[Tensor, dict[str, Value]]:
-    """Maps of the scene, what they took, and what the figure needs of them."""
+def _attributed(scene: Scene, method: Explain) -> explain.Attribution:
+    """The scene's maps; those of a method other than the bottleneck have no unit."""
+    if isinstance(method, Bottleneck):
+        return method.attribute(scene.model, scene.x, scene.target)
+    maps = method(scene.model, scene.x, scene.target)
+    return explain.Attribution(
+        map=maps, total_bits=maps.new_full((len(maps),), torch.nan), method=""
+    )
+
+
+def _timed(scene: Scene, method: Explain) -> tuple[explain.Attribution, dict[str, Value]]:
+    """The scene's maps, what they took, and what the figure needs of them."""
     method(scene.model, scene.x[:2], scene.target[:2])  # statistics, traces, caches
     start = time.perf_counter()
-    measures: dict[str, Value] = {}
-    if isinstance(method, Bottleneck):
-        attribution = method.attribute(scene.model, scene.x, scene.target)
-        maps = attribution.map
-        measures["bits"] = _numbers(attribution.total_bits)
-    else:
-        maps = method(scene.model, scene.x, scene.target)
-    if maps.is_cuda:
-        torch.cuda.synchronize(maps.device)
-    measures["ms"] = (time.perf_counter() - start) * 1e3 / len(scene.x)
-    measures["maps"] = _small(maps[:SHOWN, None])[:, 0]
-    return maps, measures
+    found = _attributed(scene, method)
+    if found.map.is_cuda:
+        torch.cuda.synchronize(found.map.device)
+    took = (time.perf_counter() - start) * 1e3 / len(scene.x)
+    measures: dict[str, Value] = {"ms": took, "maps": _small(found.map[:SHOWN, None])[:, 0]}
+    if found.capacity is not None:
+        measures["bits"] = _numbers(found.total_bits)
+    return found, measures
 
 
 def _numbers(values: Tensor) -> NDArray[Any]:
@@ -317,13 +327,17 @@ def _grid(scene: Scene, name: str, count: int, seed: int) -> NDArray[np.float64]
     return _numbers(explain.grid_pointing(maps, cell))
 
 
-def _kept(scene: Scene, maps: Mapping[str, Tensor], seed: int) -> dict[str, Value]:
+def _kept(
+    scene: Scene, attributions: Mapping[str, explain.Attribution], iba: Explain, seed: int
+) -> dict[str, Value]:
     """Class probability with every position under 1 % of the maximum bits replaced by noise, then
     with as many positions replaced in the order of each other map; and with a tenth kept by each.
     """
-    iba = Bottleneck(scene.layer, scene.calibration, 10, seed)
+    capacity = attributions["iba 10"].capacity
+    assert isinstance(iba, Bottleneck)
+    assert capacity is not None
     bottleneck = iba.on(scene.model)
-    cells = bottleneck.attribute(scene.x, scene.target, reduce="bits_per_cell").map
+    cells = capacity.sum(1)
     threshold = 0.01 * cells.flatten(1).amax(1)
     base = explain.masked_prediction(
         bottleneck, scene.x, scene.target, cells, threshold=threshold, seed=seed
@@ -334,9 +348,10 @@ def _kept(scene: Scene, maps: Mapping[str, Tensor], seed: int) -> dict[str, Valu
         "kept fraction": float(base.kept.mean()),
         "full": float(base.full.mean()),
     }
-    for name, relevance in maps.items():
+    for name, attribution in attributions.items():
         if name.startswith("iba 10 "):  # other layers have cells of their own
             continue
+        relevance = attribution.map
         tenth = explain.masked_prediction(
             bottleneck, scene.x, scene.target, relevance, keep=0.1, seed=seed
         )
