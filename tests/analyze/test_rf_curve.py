@@ -165,10 +165,9 @@ def test_float32_and_images_give_the_same_curve_as_flat_float64():
         np.testing.assert_array_equal(images.metrics[name], metric)
 
 
-@pytest.mark.gpu
-def test_cuda_tensors_are_computed_with_where_they_are():
+def test_tensors_are_computed_with_where_they_are(device):
     here = rf_curve(*TRAIN, *TEST, p=P, n=(20,), seeds=1)
-    there = rf_curve(*(t.cuda() for t in (*TRAIN, *TEST)), p=P, n=(20,), seeds=1)
+    there = rf_curve(*(t.to(device) for t in (*TRAIN, *TEST)), p=P, n=(20,), seeds=1)
     np.testing.assert_allclose(there.metrics["test_loss"], here.metrics["test_loss"], rtol=1e-5)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -65,6 +66,28 @@ def test_the_first_device_takes_a_batch_while_the_last_still_works() -> None:
     assert second.losses.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda local, state: local.eval(),
+        lambda local, state: {k: v.clone() for k, v in local.state_dict().items()},
+        lambda local, state: local.load_state_dict(state),
+    ],
+    ids=["eval", "state_dict", "load_state_dict"],
+)
+def test_a_batch_under_way_ends_before_the_mode_or_the_state_is_touched(act: Any) -> None:
+    one, many = pair(conv_net(), batch()[0], schedule="devices", devices=["cpu", "cpu"])
+    state = copy.deepcopy(one.state_dict())
+    many.model.conv1.register_forward_pre_hook(lambda *_: time.sleep(0.2))
+    one.train_step(*batch())
+    many.train_step(*batch())
+    a, b = (act(local, state) for local in (one, many))
+    many.synchronize()
+    assert same(one, many)
+    if isinstance(a, dict):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_masks_of_dropout_on_devices_depend_on_the_seed_alone() -> None:
     def trained() -> Any:
         torch.manual_seed(5)
@@ -124,10 +147,9 @@ def test_streams_give_the_updates_of_the_sequence() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.gpu
-def test_a_cpu_and_a_gpu_share_the_blocks() -> None:
+def test_the_cpu_and_another_device_share_the_blocks(device: str) -> None:
     net, x = conv_net(), batch()[0]
-    one, many = pair(net, x, schedule="devices", devices=["cpu", "cuda"])
+    one, many = pair(net, x, schedule="devices", devices=["cpu", device])
     for i in range(4):
         one.train_step(*batch(seed=i))
         many.train_step(*batch(seed=i))

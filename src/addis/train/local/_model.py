@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -74,6 +74,8 @@ class LocalModel(nn.Module):
         ]
         self._runner: Sequential | Streams | Devices | None = None
         self._ready()
+        self.register_state_dict_pre_hook(_synchronized)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_synchronized)  # type: ignore[no-untyped-call]
 
     def train_step(self, x: Tensor, y: Tensor) -> StepStats:
         """One batch: every block computes features, loss, gradient and update, in this order.
@@ -114,6 +116,11 @@ class LocalModel(nn.Module):
             logits: Tensor = self.model(x)
             return logits
         return self._features(x)[-1]
+
+    def train(self, mode: bool = True) -> Self:
+        """Changes the mode, as of any module, once no batch is under way."""
+        self.synchronize()
+        return super().train(mode)
 
     def exits(self, x: Tensor) -> tuple[Tensor, ...]:
         """Logits ``(n, K)`` of the decoder at every block and, last, of the output: early exits.
@@ -247,6 +254,10 @@ class LocalModel(nn.Module):
         """Without the workers of a schedule, which no copy can share."""
         self.synchronize()
         return {**self.__dict__, "_runner": None}
+
+
+def _synchronized(model: LocalModel, *_: Any) -> None:
+    model.synchronize()
 
 
 class Schedulers:
