@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
+
+from addis.train import _fabric
 
 __all__ = ["ELSEWHERE", "elsewhere"]
 
@@ -48,9 +51,15 @@ def elsewhere() -> Iterator[str]:
             ("autocast", _Autocast),
         ):
             stack.enter_context(mock.patch.object(torch, name, stand_in))
+        random = SimpleNamespace(
+            get_rng_state=torch.get_rng_state, set_rng_state=torch.set_rng_state,
+            manual_seed=torch.manual_seed,
+        )  # fmt: skip
+        stack.enter_context(mock.patch.object(torch, ELSEWHERE, random, create=True))
         stack.enter_context(mock.patch.object(Thread, "run", run_there))
         fused = "torch.optim.optimizer._get_fused_kernels_supported_devices"
         stack.enter_context(mock.patch(fused, return_value=[ELSEWHERE, "cpu"]))
+        stack.enter_context(mock.patch.object(_fabric, "on_device_of", _fabric_there))
         stack.callback(_Generator.there.clear)
         stack.enter_context(_Mode())
         stack.enter_context(_FromValues())
@@ -96,6 +105,8 @@ class _FromValues(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func in (torch.tensor, torch.as_tensor) and _is_there(kwargs.get("device") or "cpu"):
             return func(*args, **kwargs | {"device": "cpu"}).to(ELSEWHERE)
+        if func is Tensor.tolist:
+            args = (args[0].cpu(),)
         if func in (Tensor.__getitem__, Tensor.__setitem__):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             index = tuple(torch.tensor(i) if isinstance(i, list) else i for i in index)
@@ -142,6 +153,19 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return out
     out = tree_map(lambda t: _There(t) if isinstance(t, Tensor) else t, out)
     return return_and_correct_aliasing(func, args, kwargs, out)
+
+
+def _fabric_there(model: nn.Module) -> Any:
+    from lightning_fabric import Fabric
+    from lightning_fabric.accelerators.cpu import CPUAccelerator
+    from lightning_fabric.strategies.single_device import SingleDeviceStrategy
+
+    class Accelerator(CPUAccelerator):
+        def setup_device(self, device: torch.device) -> None:
+            pass
+
+    device = _fabric.device_of(model)
+    return Fabric(strategy=SingleDeviceStrategy(device, accelerator=Accelerator()))
 
 
 def _is_there(device: torch.device | str) -> bool:
