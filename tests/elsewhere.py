@@ -88,6 +88,9 @@ class _There(Tensor):
         Tensor.data.__set__(self, value)
         self.inner = value.inner
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.inner.__reduce_ex__(protocol)
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _call(func, args, kwargs or {})

@@ -223,17 +223,18 @@ class TestOnCuda:
         assert moved == ["cuda:0", "cuda:0"]
         assert (a.device.type, b.device.type) == ("cpu", "cpu")
 
-    @pytest.mark.gpu
-    def test_batches_on_cuda_are_those_on_the_cpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_batches_on_another_device_are_those_on_the_cpu(
+        self, device: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def augment(x: Tensor, g: torch.Generator) -> Tensor:
             return random_flip(random_crop(x, 2, generator=g), generator=g)
 
         expected = list(Batches(load("digits"), 100, transform=augment))
         for free in (1 << 40, 0):  # data on the device, and on the CPU
             monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, free))
-            batches = Batches(load("digits"), 100, transform=augment, device="cuda")
+            batches = Batches(load("digits"), 100, transform=augment, device=device)
             for (x, y), (a, b) in zip(batches, expected, strict=True):
-                assert x.device.type == "cuda"
+                assert x.device.type == device
                 assert torch.allclose(x.cpu(), a, rtol=0, atol=1e-7)
                 assert torch.equal(y.cpu(), b)
 
