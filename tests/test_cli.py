@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from addis.cli import main
 from addis.methods import methods
-from addis.study import Row, StoreError, absent
+from addis.study import Claim, Executor, Row, StoreError, absent
+from addis.study import executor as make_executor
 from tests.study.trials import toy
 
 COLOUR = re.compile(r"\x1b\[(\d+;)*3[1-7]m")
@@ -90,6 +95,56 @@ def test_run_in_json_prints_one_object_of_the_plans_form(toy_is_paper_99, capsys
     assert all(c.keys() == {"id", "text", "paper", "measured", "verdict"} for c in found["claims"])
 
 
+def test_json_stands_alone_on_standard_output(toy_is_paper_99, capfd):
+    toy_is_paper_99.update(behaviour="prints", bad=(0,))
+    for executor in ("serial", "processes"):
+        assert run_toy("--json", "--executor", executor, "--store", executor) == 0
+        shown = capfd.readouterr()
+        assert json.loads(shown.out)["study"] == "99"
+        assert "hello" in shown.err
+        assert "from a process" in shown.err
+
+
+def test_json_has_no_number_that_json_lacks(toy_is_paper_99, capsys, monkeypatch):
+    def claims(results: object) -> list[Claim]:
+        numbers = (float("nan"), float("inf"), np.float32(0.5), np.int64(3))
+        return [
+            Claim(id=f"{i}", text="", paper=None, measured=number, holds=True)
+            for i, number in enumerate(numbers)
+        ]
+
+    study = replace(toy(), claims=claims)
+    monkeypatch.setattr("addis.study.study", lambda name: study)
+    assert run_toy("--json") == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert [claim["measured"] for claim in found["claims"]] == [None, None, 0.5, 3]
+
+
+def test_two_names_of_a_paper_are_one(toy_is_paper_99, capsys):
+    assert words("run", "99", "toy", "--executor", "serial", "--json") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "device", "workers"),
+    [((), "cpu", None), ((), "cuda", 1), (("--device", "cuda:1"), "cpu", 1),
+     (("--workers", "3"), "cuda", 3), (("--device", "cpu"), "cuda", None)],
+)  # fmt: skip
+def test_trials_on_one_gpu_are_computed_one_at_a_time(
+    toy_is_paper_99, monkeypatch, args, device, workers
+):
+    toy_is_paper_99.update(device=device)
+    asked = []
+
+    def executor(name: str, *, workers: int | None, **_: object) -> Executor:
+        asked.append(workers)
+        return make_executor("serial")
+
+    monkeypatch.setattr("addis.study.executor", executor)
+    assert words("run", "99", *args) == 0
+    assert asked == [workers]
+
+
 def test_run_then_report_then_bench_less(toy_is_paper_99, capsys):
     assert run_toy() == 0
     assert "0 of 6 trials were in the store" in capsys.readouterr().out
@@ -102,10 +157,11 @@ def test_run_then_report_then_bench_less(toy_is_paper_99, capsys):
 
 
 def test_failed_trials_are_told_and_the_exit_code_is_1(toy_is_paper_99, capsys):
-    toy_is_paper_99.update(behaviour="raise", bad=(3,))
+    toy_is_paper_99.update(behaviour="raise", bad=(3,), log="[red]x")
     assert run_toy() == 1
     error = capsys.readouterr().err
     assert "ArithmeticError: x = 3" in error
+    assert "'log': '[red]x'" in error.replace("\n", "")
     assert "1 of 6 trials failed" in error
 
 
@@ -114,8 +170,9 @@ def test_an_interruption_prints_the_command_that_goes_on(toy_is_paper_99, capsys
         raise KeyboardInterrupt
 
     monkeypatch.setattr("addis.study.run", interrupted)
-    assert run_toy() == 130
-    assert "go on with: addis run 99 --executor serial" in capsys.readouterr().err
+    assert run_toy("--store", "my store") == 130
+    said = "go on with: addis run 99 --executor serial --store 'my store'"
+    assert said in capsys.readouterr().err
 
 
 def test_an_error_of_the_store_is_one_line(toy_is_paper_99, capsys, tmp_path):
@@ -140,6 +197,19 @@ def test_no_color_is_obeyed(toy_is_paper_99, capsys, monkeypatch):
     assert not COLOUR.search(capsys.readouterr().out)
 
 
+@pytest.mark.skipif(not shutil.which("script"), reason="no script(1) to stand in for a terminal")
+@pytest.mark.parametrize("args", [["run", "--help"], ["nothing"]])
+def test_help_and_errors_of_arguments_obey_no_color(args):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON_TYRO")}
+    for no_color in ("", "1"):
+        done = subprocess.run(
+            ["script", "-qec", " ".join([sys.executable, "-m", "addis", *args]), "/dev/null"],
+            env={**environment, "TERM": "xterm-256color", "NO_COLOR": no_color},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert bool(COLOUR.search(done.stdout)) == (not no_color), done.stdout
+
+
 def test_bash_completes_subcommands_and_options():
     code = f"""
     PATH={Path(sys.executable).parent}:$PATH
@@ -162,11 +232,12 @@ def test_zsh_completion_is_there():
     assert done.stdout.startswith("#compdef addis")
 
 
-def test_a_reader_that_leaves_early_is_no_error():
-    command = f"{sys.executable} -m addis list --json | head -1"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert done.stdout == "[\n"
+@pytest.mark.parametrize("command", ["list --json", "list", "show 16"])
+def test_a_reader_that_leaves_early_is_no_error(command):
+    code = f"set -o pipefail; {sys.executable} -m addis {command} | true"
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True)
     assert done.stderr == ""
+    assert done.returncode == 0
 
 
 def test_show_tells_the_problem_the_scales_and_the_last_verdicts(toy_is_paper_99, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Words after ``addis``; ``None`` takes the process's own.
     """
+    if os.environ.get("NO_COLOR"):
+        os.environ.setdefault("PYTHON_TYRO_ANSI_CODES", "False")
     import tyro
 
     words = list(sys.argv[1:] if args is None else args)
@@ -44,11 +47,15 @@ def main(args: Sequence[str] | None = None) -> None:
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
         )
     except KeyboardInterrupt:
-        _complain(f"interrupted; what is finished is kept, go on with: addis {' '.join(words)}")
+        _complain(f"interrupted; what is finished is kept, go on with: addis {shlex.join(words)}")
         sys.exit(130)
     except BrokenPipeError:  # the reader, head say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # of which rich makes an exit with 1
+            sys.exit(0)
+        raise
     except (ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
         if os.environ.get("ADDIS_TRACEBACK"):
             raise

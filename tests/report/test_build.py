@@ -115,6 +115,17 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert (tmp_path / "home" / "thesis.tex").exists()
 
 
+@pytest.mark.parametrize("index", ["<p>my site", '<meta name="generator" content="addis">'])
+def test_a_site_with_files_of_its_own_is_left_alone(tmp_path, index):
+    folder = results(tmp_path)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text(index)
+    (tmp_path / "site" / "thesis.txt").touch()
+    with pytest.raises(ValueError, match="holds something else than a report"):
+        build(folder, tmp_path / "site")
+    assert (tmp_path / "site" / "thesis.txt").exists()
+
+
 def test_no_results_is_one_clear_error(tmp_path):
     with pytest.raises(ValueError, match="addis run all makes some"):
         build(tmp_path / "results", tmp_path / "report")

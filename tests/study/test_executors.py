@@ -42,7 +42,8 @@ def test_ray_gives_the_results_of_this_process():
 
 @pytest.mark.parametrize("name", ["serial", "processes"])
 def test_a_trial_that_raises_leaves_the_others_alone(name):
-    ended = dict(executor(name, workers=2)(tasks("", "raise", "exit", "object", "clash", "")))
+    work = tasks("", "raise", "exit", "object", "clash", "", "cancelled", "surrogate")
+    ended = dict(executor(name, workers=2)(work))
     errors = {key: outcome.error for key, outcome in ended.items()}
     assert errors["0"] is errors["5"] is None
     assert "ArithmeticError: x = 1" in errors["1"]
@@ -50,6 +51,9 @@ def test_a_trial_that_raises_leaves_the_others_alone(name):
     assert "SystemExit" in errors["2"]
     assert "must be a number, text or array, got object" in errors["3"]
     assert "has the name of an argument" in errors["4"]
+    assert "CancelledError" in errors["6"]
+    assert r"ValueError: bad \udcff" in errors["7"]
+    "".join(map(str, errors.values())).encode()
 
 
 def test_a_process_that_dies_fails_its_own_trial_only():

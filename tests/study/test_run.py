@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +23,8 @@ from addis.study import (
     Trial,
     executor,
     mapper,
+    read_bench,
+    read_record,
     read_records,
     run,
     write_bench,
@@ -151,6 +153,65 @@ def test_a_record_with_failures_has_their_tracebacks(tmp_path):
     assert record.content["figures"] == []
 
 
+def test_what_cannot_do_without_failed_trials_is_left_out_of_the_record_with_a_note(tmp_path):
+    def broken(results: pd.DataFrame) -> list:
+        raise KeyError("risk")
+
+    def told(results: pd.DataFrame) -> list:
+        return toys.claims(results.fillna({"value": 0.0}))
+
+    study = toy(behaviour="raise", bad=(2,))
+    done = run(
+        dataclasses.replace(study, claims=told, figures=broken), execute=SERIAL,
+        store=tmp_path / "s",
+    )  # fmt: skip
+    record = read_record(write_record(done, tmp_path / "results")).content
+    assert len(record["claims"]) == 4
+    assert len(record["tables"]) == 1
+    assert record["figures"] == []
+    assert record["notes"][0] == "The figures need the trials that failed (KeyError: 'risk')."
+    none = run(study, execute=SERIAL, store=tmp_path / "s")
+    record = read_record(write_record(none, tmp_path / "results")).content
+    assert record["notes"][0].startswith("The claims need the trials that failed (ValueError: no")
+    whole = run(dataclasses.replace(toy(), figures=broken), execute=SERIAL, store=tmp_path / "t")
+    with pytest.raises(KeyError):
+        write_record(whole, tmp_path / "results")
+
+
+def test_a_record_takes_the_place_of_the_earlier_one_and_what_was_left_unfinished_goes(tmp_path):
+    done = run(toy(), execute=SERIAL, store=tmp_path / "s")
+    folder = write_record(done, tmp_path)
+    (folder / "old.png").touch()
+    fresh, stale = folder.with_name(".tiny-fresh"), folder.with_name(".tiny-stale")
+    for left in (fresh, stale):
+        shutil.copytree(folder, left)
+    os.utime(stale, (0, 0))
+    assert write_record(done, tmp_path) == folder
+    assert {path.name for path in folder.iterdir()} == {"run.json", "trials.csv", "sums.png"}
+    assert {path.name for path in folder.parent.iterdir()} == {"tiny", ".tiny-fresh"}
+    assert [record.folder for record in read_records(tmp_path)] == [folder]
+
+
+def test_a_record_is_whole_whenever_its_writer_is_killed(tmp_path, monkeypatch):
+    done = run(toy(), execute=SERIAL, store=tmp_path / "s")
+    folder = write_record(done, tmp_path)
+    replace = Path.replace
+    for moves in range(3):
+        left = iter(range(moves))
+
+        def killed(path: Path, to: Path, left=left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            replace(path, to)
+
+        monkeypatch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_record(done, tmp_path)
+        monkeypatch.setattr(Path, "replace", replace)
+        assert read_records(tmp_path)[0].content["figures"]
+        assert (folder / "sums.png").is_file()
+
+
 def test_what_is_no_record_is_named(tmp_path):
     (tmp_path / "01" / "tiny").mkdir(parents=True)
     (tmp_path / "01" / "tiny" / "run.json").write_text("{")
@@ -168,7 +229,15 @@ def test_bench_rows_are_kept_and_shown_without_the_note(tmp_path):
     assert shown["rows"][0].keys() == {
         "work", "peer", "version", "unit", "addis", "peer_value", "ratio", "target",
     }  # fmt: skip
-    assert json.loads((tmp_path / "99" / "bench.json").read_text())["rows"][0]["note"] == "n"
+    kept = read_bench("99", tmp_path)
+    assert kept is not None
+    assert kept["rows"][0]["note"] == "n"
+    assert read_bench("98", tmp_path) is None
+    assert [path.name for path in (tmp_path / "99").iterdir()] == ["bench.json"]
+    for text in ('{"rows": [', "{}", '{"format": 1}'):
+        (tmp_path / "99" / "bench.json").write_text(text)
+        with pytest.raises(ValueError, match=r"bench\.json"):
+            read_bench("99", tmp_path)
 
 
 def test_mapper_maps_in_order_and_resumes(tmp_path):

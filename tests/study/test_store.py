@@ -42,6 +42,24 @@ def test_a_failed_trial_is_kept_but_not_finished_and_is_replaced(tmp_path):
         assert store.finished("99")["a"].values == {"v": 2}
 
 
+def test_a_failure_does_not_replace_what_another_run_has_finished(tmp_path):
+    with Store(tmp_path / "s") as store, Store(tmp_path / "s") as other:
+        store.add("a", Outcome({"v": 1, "c": np.ones(2)}, 1.0), **ABOUT)
+        other.add("a", Outcome({}, 1.0, "Traceback"), **ABOUT)
+        found = store.finished("99")["a"].values
+    assert found["v"] == 1
+    np.testing.assert_array_equal(found["c"], np.ones(2))
+
+
+def test_a_database_of_another_program_is_left_alone(tmp_path):
+    with sqlite3.connect(tmp_path / "s") as connection:
+        connection.execute("CREATE TABLE notes (text)")
+    with pytest.raises(StoreError, match="of another program"):
+        Store(tmp_path / "s")
+    with sqlite3.connect(tmp_path / "s") as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("notes",)]
+
+
 def test_an_array_of_objects_is_never_unpickled(tmp_path):
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -37,6 +38,13 @@ def measure(point: Point) -> dict[str, Any]:
     match point.behaviour:
         case "raise":
             raise ArithmeticError(f"x = {point.x}")
+        case "cancelled":
+            raise asyncio.CancelledError
+        case "surrogate":
+            raise ValueError("bad \udcff")
+        case "prints":
+            print("hello")
+            os.system("echo from a process")
         case "exit":
             raise SystemExit(3)
         case "die":

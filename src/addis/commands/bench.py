@@ -40,6 +40,7 @@ def bench(
     """
     from rich.console import Console
 
+    from addis.commands._output import silenced
     from addis.methods import methods
     from addis.study import benchmarks, find, write_bench
     from addis.train import keep_freed_memory
@@ -53,11 +54,11 @@ def bench(
     for name in names:
         paper = name if name == "00" else find(name).study
         rows = []
-        with progress.status(f"timing {paper}"):
+        with silenced(json), progress.status(f"timing {paper}"):
             for benchmark in benchmarks(paper):
                 for row in benchmark(full=full, device=device):
                     rows.append(row)
-                    progress.log(f"{row.work}: {row.peer}", highlight=False)
+                    progress.log(f"{row.work}: {row.peer}", markup=False, highlight=False)
         content = write_bench(paper, rows, results)
         if json:
             sys.stdout.write(json_text.dumps(content) + "\n")
@@ -66,6 +67,7 @@ def bench(
 
 
 def _table(rows: list[Row]) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -79,7 +81,8 @@ def _table(rows: list[Row]) -> Table:
             style = "green" if row.ratio <= row.target else "red"
         values = (row.addis, row.peer_value, row.ratio, row.target)
         numbers = ["-" if value is None else f"{value:.4g}" for value in values]
-        table.add_row(row.work, f"{row.peer} {row.version}", row.unit, *numbers, style=style)
+        words = map(escape, (row.work, f"{row.peer} {row.version}", row.unit))
+        table.add_row(*words, *numbers, style=style)
         if row.note:
-            table.add_row(f"  {row.note}", style="dim")
+            table.add_row(f"  {escape(row.note)}", style="dim")
     return table

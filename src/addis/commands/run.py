@@ -13,7 +13,7 @@ import tyro
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from addis.study import Run
+    from addis.study import Record, Run
 
 __all__ = ["run"]
 
@@ -50,55 +50,56 @@ def run(
     """
     from rich.console import Console
 
+    from addis.commands._output import silenced
     from addis.methods import methods
     from addis.study import executor as make_executor
+    from addis.study import read_record, study, write_record
     from addis.study import run as run_study
-    from addis.study import study
     from addis.train import keep_freed_memory
 
     names = [m.study for m in methods()] if papers == ("all",) else list(papers)
-    studies = [study(name) for name in dict.fromkeys(names)]
+    studies = {found.method.study: found for found in map(study, names)}
     if not studies:
         raise ValueError('name at least one paper, or "all"; addis list shows them')
     for name, value in (("OMP_NUM_THREADS", "1"), ("MKL_NUM_THREADS", "1")):
         os.environ.setdefault(name, value)  # before the workers start: one pool of threads a trial
     keep_freed_memory()
     progress = Console(stderr=True)
-    if workers is None and device is not None and device.startswith("cuda"):
-        workers = 1
     failed = 0
-    for found in studies:
-        execute = make_executor(executor, workers=workers, threads=found.threads, address=address)
-        done = run_study(
-            found, scale, execute=execute, store=store, device=device, console=progress
-        )
+    for found in studies.values():
+        where: str = device or getattr(found.scales.get(scale), "device", "cpu")
+        count = 1 if workers is None and where.startswith("cuda") else workers
+        with silenced(json):
+            execute = make_executor(executor, workers=count, threads=found.threads, address=address)
+            done = run_study(
+                found, scale, execute=execute, store=store, device=device, console=progress
+            )
+            record = read_record(write_record(done, results))
         failed += len(done.failures)
-        _tell(done, results, json, progress)
+        _tell(done, record, json, progress)
     return 1 if failed else 0
 
 
-def _tell(done: Run, results: Path, json: bool, progress: Console) -> None:
+def _tell(done: Run, record: Record, json: bool, progress: Console) -> None:
     from rich.console import Console
+    from rich.markup import escape
 
     from addis.commands._claims import claims_table
-    from addis.study import read_records, write_record
 
-    folder = write_record(done, results)
+    folder = record.folder
     if json:
-        sys.stdout.write(json_text.dumps(summary(done)) + "\n")
+        sys.stdout.write(json_text.dumps(summary(done, record), allow_nan=False) + "\n")
     else:
-        record = next(r.content for r in read_records(results) if r.folder == folder)
         console = Console()
-        console.print(claims_table(record))
+        console.print(claims_table(record.content))
         total = len(done.frame)
         console.print(
             f"{total - done.computed} of {total} trials were in the store; record: {folder}"
         )
     for failure in done.failures:
         last = failure.error.strip().splitlines()[-1]
-        progress.print(
-            f"[red]failed[/] {failure.function} {dict(failure.settings)}", highlight=False
-        )
+        settings = escape(str(dict(failure.settings)))
+        progress.print(f"[red]failed[/] {failure.function} {settings}", highlight=False)
         progress.print(f"  {last}", markup=False, highlight=False)
     if done.failures:
         progress.print(
@@ -107,20 +108,14 @@ def _tell(done: Run, results: Path, json: bool, progress: Console) -> None:
         )
 
 
-def summary(done: Run) -> dict[str, Any]:
-    """The object that ``--json`` prints for one study."""
+def summary(done: Run, record: Record) -> dict[str, Any]:
+    """The object that ``--json`` prints for one study; NaN and infinity are ``null``."""
     return {
         "study": done.study.method.study,
         "scale": done.scale,
         "seconds": round(done.seconds, 3),
         "claims": [
-            {
-                "id": claim.id,
-                "text": claim.text,
-                "paper": claim.paper,
-                "measured": claim.measured,
-                "verdict": claim.verdict,
-            }
-            for claim in done.claims
+            {name: claim[name] for name in ("id", "text", "paper", "measured", "verdict")}
+            for claim in record.content["claims"]
         ],
     }

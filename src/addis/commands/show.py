@@ -29,6 +29,7 @@ def show(
     import dataclasses
 
     from rich.console import Console
+    from rich.markup import escape
 
     from addis.commands._claims import claims_table
     from addis.study import read_records, study
@@ -48,14 +49,14 @@ def show(
         return
     console = Console()
     method = found.method
-    console.print(f"[bold]{method.title}[/] ({method.venue}, arXiv {method.arxiv})")
-    console.print(f"addis.{method.verb}: {method.summary}\n")
-    console.print(found.problem + "\n")
+    console.print(f"[bold]{escape(method.title)}[/] ({method.venue}, arXiv {method.arxiv})")
+    console.print(f"addis.{method.verb}: {method.summary}\n", markup=False)
+    console.print(found.problem + "\n", markup=False)
     for scale, config in scales.items():
         settings = ", ".join(f"{name}={value}" for name, value in config.items())
-        console.print(f"[bold]{scale}[/]: {settings}", highlight=False)
+        console.print(f"[bold]{scale}[/]: {escape(settings)}", highlight=False)
     for note in found.notes:
-        console.print(f"- {note}")
+        console.print(f"- {note}", markup=False)
     for record in records:
         console.print()
         console.print(claims_table(record))

@@ -4,7 +4,6 @@ server.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections import Counter
@@ -16,11 +15,12 @@ from typing import Any, Final
 import jinja2
 
 from addis.methods import Method, methods
-from addis.study import RESULTS, read_records, spread_text, value_text
+from addis.study import RESULTS, read_bench, read_records, spread_text, value_text
 
 __all__ = ["build"]
 
 _HERE: Final = Path(__file__).parent
+_MARK: Final = '<meta name="generator" content="addis">'
 _SCALES: Final = ("paper", "small", "tiny")  # the fullest evidence first
 _VERDICTS: Final = ("reproduced", "not reproduced", "broken since", "not judged")
 
@@ -66,20 +66,32 @@ def build(results: Path = RESULTS, out: Path = Path("report")) -> Path:
     papers = _papers(results)
     if not any(paper.records for paper in papers):
         raise ValueError(f"no results under {results}; addis run all makes some")
-    if out.exists() and not (out / "index.html").exists() and any(out.iterdir()):
+    if out.exists() and any(out.iterdir()) and not _is_report(out):
         raise ValueError(f"{out} holds something else than a report; name another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=".report-", dir=out.parent))
     try:
-        new.chmod(0o755)
-        _write(papers, new)
+        (new / "new").mkdir()
+        _write(papers, new / "new")
         if out.exists():
-            shutil.rmtree(out)
-        new.rename(out)
-    except BaseException:
+            out.rename(new / "old")
+        (new / "new").rename(out)
+    finally:
         shutil.rmtree(new, ignore_errors=True)
-        raise
     return out / "index.html"
+
+
+def _is_report(folder: Path) -> bool:
+    """Whether all that is in the folder's top level is of a report of ours."""
+    index = folder / "index.html"
+    return (
+        index.is_file()
+        and _MARK in index.read_text(encoding="utf-8", errors="replace")
+        and all(
+            path.name in ("assets", "figures") or path.suffix == ".html"
+            for path in folder.iterdir()
+        )
+    )
 
 
 def _papers(results: Path) -> list[Paper]:
@@ -91,9 +103,7 @@ def _papers(results: Path) -> list[Paper]:
         papers[number].records.append(record.content | {"folder": record.folder})
     for paper in papers.values():
         paper.records.sort(key=lambda record: _SCALES.index(record["scale"]))
-        bench = results / paper.method.study / "bench.json"
-        if bench.is_file():
-            paper.bench = json.loads(bench.read_text(encoding="utf-8"))
+        paper.bench = read_bench(paper.method.study, results)
     return [papers[number] for number in sorted(papers)]
 
 

@@ -17,6 +17,8 @@ from addis.study._machine import machine as machine
 from addis.study._machine import versions as versions
 from addis.study._record import RESULTS as RESULTS
 from addis.study._record import Record as Record
+from addis.study._record import read_bench as read_bench
+from addis.study._record import read_record as read_record
 from addis.study._record import read_records as read_records
 from addis.study._record import write_bench as write_bench
 from addis.study._record import write_record as write_record

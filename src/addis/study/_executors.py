@@ -103,8 +103,11 @@ def perform(task: Task, threads: int) -> Outcome:
         torch.set_num_threads(threads)
         with threadpool_limits(threads):
             values = _plain(task.function(task.args), task.args)
-    except (Exception, SystemExit):
-        return Outcome({}, time.perf_counter() - start, traceback.format_exc())
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException:  # whatever a trial raises, SystemExit and CancelledError too
+        text = traceback.format_exc().encode("utf-8", "backslashreplace").decode()
+        return Outcome({}, time.perf_counter() - start, text)
     finally:
         torch.set_num_threads(before)
     return Outcome(values, time.perf_counter() - start)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
@@ -87,7 +88,7 @@ def progress_bar(
     state = _State(total_cost, began=time.monotonic())
     if console is None or count == 0:
         yield lambda cost, failed=False: None
-    elif console.is_terminal:
+    elif console.is_terminal and not console.is_dumb_terminal:
         yield from _bar(state, title, count, console)
     else:
         yield _lines(state, title, count, console)
@@ -102,7 +103,7 @@ def _bar(state: _State, title: str, count: int, console: Console) -> Iterator[Ad
         TextColumn("[red]{task.fields[failed]}"),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(title, total=count, state=state, failed="")
+        task = progress.add_task(escape(title), total=count, state=state, failed="")
 
         def advance(cost: float, *, failed: bool = False) -> None:
             state.add(cost, failed)

@@ -46,6 +46,7 @@ class Run:
         failures: The trials that failed.
         computed: How many trials this run computed; the others came from the store.
         seconds: Of computation, summed over all trials, whenever they were computed.
+        notes: What could not be made of the trials that did not fail.
     """
 
     study: Study[Any]
@@ -56,6 +57,7 @@ class Run:
     failures: Sequence[Failure]
     computed: int
     seconds: float
+    notes: Sequence[str] = ()
 
 
 def run(
@@ -158,15 +160,17 @@ def _judged(
         for trial, outcome in zip(trials, outcomes, strict=True)
         if outcome.error is not None
     ]
+    notes = []
     try:
         claims = study.claims(frame)
-    except Exception:
+    except Exception as error:
         if not failures:
             raise
         claims = []
+        notes = [f"The claims need the trials that failed ({type(error).__name__}: {error})."]
     return Run(
         study=study, scale=scale, config=config, frame=frame, claims=claims, failures=failures,
-        computed=computed, seconds=sum(outcome.seconds for outcome in outcomes),
+        computed=computed, seconds=sum(outcome.seconds for outcome in outcomes), notes=notes,
     )  # fmt: skip
 
 

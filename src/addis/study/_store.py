@@ -75,6 +75,8 @@ class Store:
         (found,) = self._connection.execute("PRAGMA user_version").fetchone()
         if found > _SCHEMA_VERSION:
             raise StoreError(f"{self.path} was written by a newer addis (store version {found})")
+        if not found and self._connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+            raise StoreError(f"{self.path} is a database of another program")
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = NORMAL")
         if found < _SCHEMA_VERSION:
@@ -107,7 +109,8 @@ class Store:
     def add(
         self, key: str, outcome: Outcome, *, study: str, function: str, settings: Mapping[str, Any]
     ) -> None:
-        """Writes one outcome, whole or not at all, over an earlier one of the same key.
+        """Writes one outcome, whole or not at all, over an earlier one of the same key; a failure
+        does not replace what another run has finished.
 
         Raises:
             StoreError: The disk is full, or the file cannot be written.
@@ -118,6 +121,8 @@ class Store:
             outcome.error, datetime.now(UTC).isoformat(timespec="seconds"),
         )  # fmt: skip
         with self._explained(), self._transaction():
+            if outcome.error is not None and self._is_finished(key):
+                return
             self._connection.execute("DELETE FROM arrays WHERE key = ?", (key,))
             self._connection.execute(
                 "INSERT OR REPLACE INTO trials VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row
@@ -126,6 +131,12 @@ class Store:
                 "INSERT INTO arrays VALUES (?, ?, ?)",
                 ((key, name, data) for name, data in arrays.items()),
             )
+
+    def _is_finished(self, key: str) -> bool:
+        found = self._connection.execute(
+            "SELECT 1 FROM trials WHERE key = ? AND error IS NULL", (key,)
+        )
+        return found.fetchone() is not None
 
     def close(self) -> None:
         """Closes the file."""
