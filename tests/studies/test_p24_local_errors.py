@@ -202,6 +202,10 @@ def test_a_wide_spread_is_told() -> None:
     claim = next(c for c in claims(noisy) if c.id == "P2")
     assert "reaches over the threshold" in claim.note
     assert claim.spread is not None
+    dense = frame(GOOD | {"predsim": [4.0, 4.9, 4.3]}, net="mlp")  # over the whole band of P3
+    claim = next(c for c in claims(dense) if c.id == "P3")
+    assert claim.holds is False
+    assert "reaches over the threshold" in claim.note
 
 
 def test_the_tuned_control_is_chosen_by_validation_and_never_by_test_error() -> None:

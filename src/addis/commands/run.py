@@ -67,7 +67,7 @@ def run(
     progress = Console(stderr=True)
     failed = 0
     for found in studies.values():
-        where: str = device or getattr(found.scales.get(scale), "device", "cpu")
+        where = str(device or getattr(found.scales.get(scale), "device", "cpu"))
         count = 1 if workers is None and where.startswith("cuda") else workers
         with silenced(json):
             execute = make_executor(executor, workers=count, threads=found.threads, address=address)

@@ -150,7 +150,8 @@ class _Errors:
         paired = (own - found[other]).dropna()
         mean, spread = float(paired.mean()), half_width(paired.to_numpy())
         holds = bool(low <= mean <= high)
-        decided = _within(mean - spread, low, high) == _within(mean + spread, low, high) == holds
+        least, most = mean - spread, mean + spread
+        decided = low <= least and most <= high if holds else most < low or high < least
         note = f"{way} {own.mean():.2f} %, {other} {found[other].mean():.2f} %, {len(paired)} seeds"
         if not decided:
             note += "; the spread reaches over the threshold"
@@ -164,10 +165,6 @@ class _Errors:
             unit="points",
             note=note,
         )
-
-
-def _within(value: float, low: float, high: float) -> bool:
-    return low <= value <= high
 
 
 def _unjudged(id: str, text: str, paper: float | str | None, why: str, unit: str = "") -> Claim:
