@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zlib
 from pathlib import Path
 
@@ -101,10 +102,30 @@ def test_a_malformed_image_is_an_error_that_names_its_row(cell: object, message:
         decode(rows([GOOD, GOOD, GOOD, cell, GOOD]), RGB)
 
 
+def test_a_flipped_bit_of_a_png_is_an_error_wherever_it_is() -> None:
+    steps = np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8) // 5  # as masks: few values
+    file = encoded(steps)
+    layout = Layout({"image": "index"})
+    assert np.array_equal(decode(rows([file]), layout).arrays["image"], [[steps]])
+    for bit in range(8 * len(file)):
+        wrong = bytearray(file)
+        wrong[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match=r"here, row 0, column 'image': .* image file"):
+            decode(rows([bytes(wrong)]), layout)
+
+
+def test_what_follows_the_end_of_a_png_is_ignored() -> None:
+    for more in (b"", b"x", bytes(100), b"no chunk at all"):
+        assert decode(rows([GOOD + more]), RGB).arrays["image"].shape == (1, 3, 32, 32)
+
+
 @pytest.mark.parametrize(
     ("label", "message"),
-    [(None, "whole number, got None"), (3, "3 is none of the 3"), (-1, "-1 is none"), (1.0, "1.0")],
-)
+    [
+        (None, "whole number of 64 bits, got None"), (3, "3 is none of the 3"),
+        (-1, "-1 is none"), (1.0, "1.0"), (2**63, "64 bits, got 9"), (-(2**63) - 1, "64 bits"),
+    ],
+)  # fmt: skip
 def test_a_malformed_label_is_an_error_that_names_its_row(label: object, message: str) -> None:
     with pytest.raises(ValueError, match=rf"here, row 2, column 'label': .*{message}"):
         decode(rows([GOOD] * 4, [0, 1, label, 0]), RGB)
@@ -178,12 +199,28 @@ class TestOfAParquetFile:
         ):
             data.load("cifar10")
 
-    def test_a_folder_with_the_signs_of_a_pattern_in_its_name_is_read(
-        self, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("name", ["a[b]*c?", "ü 名", os.fsdecode(b"n\xff\xfe")])
+    def test_a_folder_is_read_whatever_its_name(
+        self, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
-        folder = tmp_path / "a[b]*c?"
+        folder = tmp_path / name
         monkeypatch.setenv("ADDIS_DATA", str(folder))
         pixels = write_cifar(folder)
         with pytest.warns(UserWarning, match="other pixels, labels or order than the official"):
             images = data.load("cifar10")
         assert np.array_equal(images.images.permute(0, 2, 3, 1).numpy(), pixels)
+
+    @pytest.mark.parametrize("name", ["emoji/google", "camvid/train"])
+    def test_pixels_or_masks_other_than_the_official_ones_are_told(
+        self, folder: Path, name: str
+    ) -> None:
+        words = ("unified", "name", "category", "subcategory", "split", "id")
+        write_parquet(
+            folder / f"{name}.parquet",
+            {"image": [GOOD], "mask": [encoded(np.zeros((32, 32), np.uint8))]}
+            | {word: ["train"] for word in words},
+            images=("image", "mask"),
+        )
+        for _ in ("decoded", "from the cache"):
+            with pytest.warns(UserWarning, match=f"{name}.* other pixels, .* damaged copy"):
+                data.load(name.removesuffix("/train"))

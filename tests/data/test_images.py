@@ -31,10 +31,18 @@ def test_batch_is_the_rows_in_the_order_asked_for(images: Images) -> None:
 
 @pytest.mark.parametrize(
     "index",
-    [torch.tensor([2, 9]), torch.tensor([2, 9]).int(), np.array([2, 9]), range(2, 10, 7)],
+    [
+        torch.tensor([2, 9]), torch.tensor([2, 9]).int(), np.array([2, 9]), range(2, 10, 7),
+        np.array([9, 2])[::-1], np.array([2, 9], ">i4"), np.array([2, 9], np.uint16),
+    ],
 )  # fmt: skip
 def test_every_kind_of_index_gives_the_same(images: Images, index: object) -> None:
     assert torch.equal(images.batch(index)[0], images.images[[2, 9]])  # type: ignore[arg-type]
+
+
+def test_one_index_of_a_reversed_array_is_taken(images: Images) -> None:
+    assert torch.equal(images.batch(np.array([7])[::-1])[0], images.images[[7]])
+    assert images.subset(np.array([7])[::-1]).texts["id"] == ("h",)
 
 
 def test_empty_batch_has_the_shape_of_none(images: Images) -> None:

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import io
 import pickle
+import tracemalloc
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from addis import data
 from addis.data import Photos, Segmentation, Table, _tables
+from tests.data.fakes import pictures
 
 
 def table() -> Table:
@@ -72,7 +77,7 @@ def test_pickles_in_an_archive_are_refused_and_not_run(folder: Path) -> None:
     Evil.__reduce__ = lambda self: (Path.touch, (marker,))  # type: ignore[method-assign]
     path = folder / "anomaly" / "cardio.npz"
     save(path, X=np.array([[Evil()]], object), y=np.array([0]))
-    with pytest.raises(ValueError, match=r"cardio\.npz: not an npz archive .*allow_pickle"):
+    with pytest.raises(ValueError, match=r"cardio\.npz: not an npz archive .*object"):
         data.load("anomaly/cardio")
     path.write_bytes(pickle.dumps(Evil()))
     with pytest.raises(ValueError, match=r"cardio\.npz: not an npz archive"):
@@ -83,10 +88,11 @@ def test_pickles_in_an_archive_are_refused_and_not_run(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "told"),
     [
-        ({"X": np.eye(2)}, "y is not a file in the archive"),
+        ({"X": np.eye(2)}, "no item named 'y.npy'"),
         ({"X": np.eye(2), "y": np.zeros(3)}, r"got \(2, 2\) and \(3,\)"),
         ({"X": np.zeros(2), "y": np.zeros(2)}, "needs numbers X"),
         ({"X": np.array([["a"]]), "y": np.zeros(1)}, "needs numbers X"),
+        ({"X": np.zeros((0, 2)), "y": np.zeros(0)}, r"got \(0, 2\) and \(0,\)"),
         ({"X": np.array([[1.0], [np.nan]]), "y": np.zeros(2)}, "row 1: X is not finite"),
         ({"X": np.eye(2), "y": np.array([0, 2])}, "row 1: .* y is neither 0 nor 1"),
     ],
@@ -97,6 +103,52 @@ def test_a_malformed_archive_is_an_error_that_names_it(
     save(folder / "anomaly" / "cardio.npz", **arrays)
     with pytest.raises(ValueError, match=rf"cardio\.npz.*{told}"):
         data.load("anomaly/cardio")
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_a_flipped_bit_of_an_archive_is_an_error_or_changes_nothing(
+    folder: Path, write: Callable[..., None]
+) -> None:
+    path = folder / "anomaly" / "cardio.npz"
+    path.parent.mkdir()
+    x, y = np.asfortranarray(pictures(20, 3)), np.arange(20) % 2
+    write(path, X=x, y=y)
+    whole = path.read_bytes()
+    refused = 0
+    for position in range(len(whole)):
+        wrong = bytearray(whole)
+        wrong[position] ^= 1 << position % 8
+        path.write_bytes(wrong)
+        try:
+            found = data.load("anomaly/cardio")
+        except ValueError as error:
+            assert "cardio.npz" in str(error)  # noqa: PT017
+            refused += 1
+        else:
+            assert np.array_equal(found.x, x)
+            assert np.array_equal(found.targets, y)
+    assert refused > len(whole) // 2
+
+
+@pytest.mark.parametrize("shape", [(10**9, 10), (10**14, 1), (10**20, 1), (10**20, 0), (-1, 1)])
+@pytest.mark.parametrize("kind", ["<f8", "|O"])
+def test_a_header_that_claims_another_size_is_refused_before_memory_is_taken(
+    folder: Path, shape: tuple[int, int], kind: str
+) -> None:
+    content = io.BytesIO()
+    header = {"descr": kind, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(content, header)
+    path = folder / "anomaly" / "cardio.npz"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("X.npy", content.getvalue() + bytes(8))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"cardio\.npz: not an npz archive .*X has 8 bytes"):
+            data.load("anomaly/cardio")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_archive_that_would_fill_the_memory_is_refused(
@@ -123,6 +175,32 @@ def test_a_frame_that_cannot_be_read_is_an_error_that_names_it(folder: Path, nam
     path.write_bytes(b"PAR1 not really")
     with pytest.raises(ValueError, match=rf"{path.name}: not a readable parquet file"):
         data.load(name)
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "told"),
+    [
+        ("label", ["normal", "smurf", None], "row 2, column 'label': needs a value"),
+        ("protocol_type", ["tcp", None, "udp"], "row 1, column 'protocol_type': needs a value"),
+        ("land", [0, 1, None], "row 2, column 'land': needs a value, got nan"),
+        ("duration", [0, np.nan, 1], "row 1, column 'duration': needs a finite number, got nan"),
+        ("duration", [0, 1, -np.inf], "row 2, column 'duration': needs a finite number, got -inf"),
+        ("duration", ["0", "b", "2"], "row 1, column 'duration': needs a finite number, got 'b'"),
+        ("duration", [[1], [2], [3]], "row 0, column 'duration': needs a finite number"),
+    ],
+)
+def test_a_malformed_cell_of_kddcup99_is_an_error_that_names_it(
+    folder: Path, column: str, cells: list[object], told: str
+) -> None:
+    columns = {"duration": [0.0, 1, 2], "label": "x"}
+    columns |= {symbol: [0, 1, 1] for symbol in _tables._SYMBOLIC}
+    path = folder / "anomaly" / "kddcup99_10_percent.parquet"
+    path.parent.mkdir()
+    pd.DataFrame(columns).to_parquet(path)
+    assert data.load("kddcup99").x[:, :2].tolist() == [[0, 0], [1, 1], [2, 1]]
+    pd.DataFrame({**columns, column: cells}).to_parquet(path)
+    with pytest.raises(ValueError, match=rf"kddcup99_10_percent\.parquet, {told}"):
+        data.load("kddcup99")
 
 
 def test_photos_index_from_both_ends_and_give_their_files() -> None:

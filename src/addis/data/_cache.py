@@ -45,7 +45,7 @@ from addis.data._columns import Columns
 
 __all__ = ["FileSource", "Source", "cache_folder", "cached"]
 
-MAGIC: Final = b"addis-cache-01\r\n"  # raise the number when the format or what is decoded changes
+MAGIC: Final = b"addis-cache-02\r\n"  # raise the number when the format or what is decoded changes
 _PAGE: Final = 4096
 _DTYPES: Final = frozenset({"uint8", "int32", "int64", "float32", "float64"})
 
@@ -121,7 +121,7 @@ def cached(name: str, source: Source, build: Callable[[], Columns]) -> Columns:
     Raises:
         RuntimeError: The source file changed while it was read.
     """
-    mark = hashlib.blake2b(source.origin.encode(), digest_size=5).hexdigest()
+    mark = hashlib.blake2b(os.fsencode(source.origin), digest_size=5).hexdigest()
     path = cache_folder() / f"{re.sub(r'[^a-z0-9_.-]+', '-', name.lower())}-{mark}.cache"
     if (found := read(path, source)) is not None:
         return found

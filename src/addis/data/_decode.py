@@ -2,12 +2,15 @@
 
 The rows may come from anywhere, so nothing in them is trusted: only the formats named here are
 tried, a path inside a row is never opened, nothing is unpickled, and what cannot be decoded exactly
-is a ``ValueError`` that names the row.
+is a ``ValueError`` that names the row. In PNG any flipped bit is found, by the checksums of its
+chunks: 2.5 us beside the 62 us of decoding a CIFAR-10 image. WebP and JPEG have no checksum:
+damage there may decode to other pixels, and only a set's digest tells.
 """
 
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -185,7 +188,25 @@ def _opened(cell: Any, name: str) -> PIL.Image.Image:
         raise ValueError(f"{name}: not an image file of {_FORMATS}: {error}") from error
     if max(image.size) > _MAX_SIDE or getattr(image, "n_frames", 1) != 1:
         raise ValueError(f"{name}: {image.size} pixels or more than one frame")
+    if image.format == "PNG" and not _sums_right(cell):
+        raise ValueError(f"{name}: damaged image file: a PNG chunk has another checksum")
     return image
+
+
+def _sums_right(png: bytes) -> bool:
+    """Whether each chunk of a PNG file has its checksum.
+
+    PIL checks those of pixels in ``verify`` only, after which the file must be opened again: five
+    times the price.
+    """
+    start, kind = 8, b""  # after the signature; a chunk is its length, kind, content and checksum
+    while start < len(png) and kind != b"IEND":
+        kind = png[start + 4 : start + 8]
+        end = start + 8 + int.from_bytes(png[start : start + 4], "big")
+        if zlib.crc32(png[start + 4 : end]) != int.from_bytes(png[end : end + 4], "big"):
+            return False
+        start = end + 4
+    return True
 
 
 def _interleaved(image: PIL.Image.Image, mode: Mode, name: str) -> Array:
@@ -200,8 +221,8 @@ def _interleaved(image: PIL.Image.Image, mode: Mode, name: str) -> Array:
 
 def _numbers(cells: Sequence[Any], name: Callable[[int], str]) -> Array:
     for i, cell in enumerate(cells):
-        if type(cell) is not int:
-            raise ValueError(f"{name(i)}: needs a whole number, got {cell!r}")
+        if type(cell) is not int or not -(2**63) <= cell < 2**63:
+            raise ValueError(f"{name(i)}: needs a whole number of 64 bits, got {cell!r}")
     return np.array(cells, np.int64)
 
 

@@ -32,14 +32,16 @@ class Home(Generic[T]):
             stands.
         words: Its public homes, for the user to read.
         fetch: Gets a split from its public home; ``None`` where a program cannot.
-        digests: By split: the :func:`_digest` of the official pixels and labels, where the set is
-            the same to the last bit wherever it comes from.
+        digests: By split: the :func:`_digest` of the official columns ``exact``, where these are
+            the same to the last bit wherever the set comes from.
+        exact: Names of the arrays that ``digests`` are of.
     """
 
     file: str
     words: str
     fetch: Callable[[str], T] | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
+    exact: tuple[str, ...] = ("image", "label")
 
     def find(self, split: str) -> Path | None:
         """The file at hand.
@@ -85,7 +87,8 @@ class Home(Generic[T]):
 def columns(home: Home[Rows], name: str, split: str, decode: Callable[[Rows], Columns]) -> Columns:
     """A set's decoded columns, from the cache where they are there.
 
-    Warns if the set has official pixels and these are others.
+    Warns if the set has official pixels and these are others, also by damage that the format of
+    their files does not reveal.
 
     Raises:
         FileNotFoundError: The set is not at hand and could not be fetched.
@@ -99,14 +102,14 @@ def columns(home: Home[Rows], name: str, split: str, decode: Callable[[Rows], Co
         decoded = decode(rows)
         if split not in home.digests:
             return decoded
-        return replace(decoded, texts={**decoded.texts, "digest": (_digest(decoded),)})
+        return replace(decoded, texts={**decoded.texts, "digest": (_digest(decoded, home.exact),)})
 
     found = cached(f"{name}-{split}", source, build)
     texts = {key: text for key, text in found.texts.items() if key != "digest"}
     if split in home.digests and found.texts["digest"] != (home.digests[split],):
         warnings.warn(
             f"{name} {split} from {source.origin} has other pixels, labels or order than the"
-            " official set: a recompressed or shortened copy gives other results",
+            " official set: a recompressed, shortened or damaged copy gives other results",
             UserWarning,
             stacklevel=4,
         )
@@ -177,10 +180,11 @@ def _class_names(features: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(getattr(features.get("label"), "names", None) or ())
 
 
-def _digest(decoded: Columns) -> str:
-    """xxh3-128 of pixels and labels."""
-    digest = xxhash.xxh3_128(decoded.arrays["image"].data)
-    digest.update(decoded.arrays["label"].data)
+def _digest(decoded: Columns, names: tuple[str, ...]) -> str:
+    """xxh3-128 of the named arrays, one after the other."""
+    digest = xxhash.xxh3_128()
+    for name in names:
+        digest.update(decoded.arrays[name].data)
     return digest.hexdigest()
 
 

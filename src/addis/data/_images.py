@@ -161,6 +161,8 @@ def as_index(indices: Indices, device: torch.device) -> Tensor:
     """``indices`` as an int64 tensor ``(n,)`` on ``device``."""
     if isinstance(indices, range):
         indices = np.arange(indices.start, indices.stop, indices.step)
+    if isinstance(indices, np.ndarray):  # torch takes no negative strides nor foreign byte orders
+        indices = indices.astype(indices.dtype.newbyteorder("="), order="C")
     index = torch.as_tensor(indices)
     if index.numel() and (index.is_floating_point() or index.dtype == torch.bool):
         raise TypeError(f"indices must be integers, got {index.dtype}")
