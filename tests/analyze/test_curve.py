@@ -70,6 +70,16 @@ def test_frame_and_back_is_the_same_curve(curve):
         np.testing.assert_array_equal(again.grid[name], values)
 
 
+def test_a_setting_none_of_a_frame_is_no_limit():
+    frame = pd.DataFrame(
+        {"k": [1, 2, 1, 2], "steps": [None, None, 5, 5], "seed": 0, "e": [0.1, 0.2, 0.3, 0.4]}
+    )
+    for axis, by in (("k", "steps"), ("steps", "k")):
+        curve = Curve.from_frame(frame, axis=axis, metrics=["e"], by=[by])
+        assert curve.grid["steps"].tolist() == [5, math.inf]
+        assert curve.along("k").at(steps=None).runs("e").tolist() == [[0.1], [0.2]]
+
+
 def test_rows_that_are_missing_are_nan_and_left_out_of_the_median():
     frame = pd.DataFrame({"k": [1, 1, 2], "seed": [0, 1, 1], "test_error": [0.1, 0.3, 0.5]})
     curve = Curve.from_frame(frame, axis="k", metrics=["test_error"])

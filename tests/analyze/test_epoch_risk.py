@@ -60,6 +60,26 @@ def test_each_feature_alone_has_one_minimum_at_the_known_value():
     assert float(risk[-1]) == pytest.approx(v, rel=1e-6)
 
 
+def test_a_feature_of_scale_zero_costs_nothing():
+    one = OrthogonalDesign(scales=(1.0,), theta=(0.4,), sigma=1.0, n=10, lr=0.1)
+    both = OrthogonalDesign(scales=(1.0, 0.0), theta=(0.4, 2.0), sigma=1.0, n=10, lr=0.1)
+    for equalised in (False, True):
+        risk = both.risk(torch.arange(50), equalised=equalised)
+        assert torch.equal(risk, one.risk(torch.arange(50), equalised=equalised))
+    source = torch.Generator().manual_seed(0)
+    runs = simulated_epoch_risk(both, steps=9, draws=2000, generator=source)
+    assert torch.allclose(runs.mean(0), both.risk(torch.arange(10)), rtol=0.1)
+
+
+def test_an_oscillating_feature_is_exact_at_whole_steps_and_at_the_limit():
+    s, w, v = 1.0, 0.4, 0.1
+    times = torch.tensor([0.0, 1.0, 2.0, math.inf])
+    risk = epoch_risk(torch.tensor([s]), torch.tensor([w]), 1.0, 10, 1.5, times)
+    w = float(torch.tensor(w))
+    expected = [w**2 * q**2 + v * (1 - q) ** 2 for q in (1.0, -0.5, 0.25, 0.0)]
+    assert risk.tolist() == pytest.approx(expected, rel=1e-12)
+
+
 def test_turning_points_count_a_flat_stretch_once():
     assert turning_points(torch.tensor([2.0, 1.0, 1.0, 1.0, 3.0, 3.0, 2.0])) == ([1], [4])
     assert turning_points(torch.tensor([1.0, 1.0, 2.0])) == ([], [])
@@ -75,7 +95,11 @@ def test_turning_points_count_a_flat_stretch_once():
         ({"sigma": -1.0}, "sigma >= 0"),
         ({"lr": 2.0}, "to converge"),
         ({"lr": 0.0}, "to converge"),
+        ({"lr": math.nan}, "to converge"),
+        ({"scales": torch.zeros(2), "lr": 0.0}, "to converge"),
         ({"t": torch.tensor([-1])}, ">= 0"),
+        ({"t": torch.tensor([1.0, 1.5])}, "whole"),
+        ({"t": torch.tensor([math.nan])}, "whole"),
         ({"t": torch.tensor(1)}, r"\(T,\)"),
         ({"theta": torch.ones(3)}, r"\(2,\) and \(3,\)"),
     ],

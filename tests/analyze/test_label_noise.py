@@ -60,6 +60,19 @@ def test_noise_depends_on_the_seed_and_not_on_the_global_generator():
     assert not torch.equal(first, noisy_labels(CLEAN, 0.2, num_classes=K, seed=1))
 
 
+def test_samples_are_nested_if_taken_after_the_noise_not_before():
+    whole = LabelNoise(dataset(), p=0.5, seed=2)
+    half, apart = whole.subset(range(100)), LabelNoise(dataset(100), p=0.5, seed=2)
+    assert torch.equal(half.targets, whole.targets[:100])
+    assert not torch.equal(apart.targets, half.targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
+def test_inputs_of_a_tensor_data_set_are_the_very_tensor(dtype):
+    inputs = torch.zeros(4, 2, dtype=dtype)
+    assert LabelNoise(TensorDataset(inputs, torch.arange(4)), p=0.3).xy[0] is inputs
+
+
 def test_no_noise_gives_the_very_tensor():
     data = TensorDataset(torch.rand(10, 2), torch.arange(10))
     assert LabelNoise(data, p=0).targets is data.tensors[1]

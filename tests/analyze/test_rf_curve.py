@@ -189,13 +189,25 @@ def test_a_test_or_validation_sample_in_the_training_set_is_refused():
         ({"p": (5,), "noise": (-0.1,)}, r"noise must be in \[0, 1\)"),
         ({"p": (5,), "ridge": (-1e-3,)}, "ridge must be >= 0"),
         ({"p": (5,), "members": 0}, "members must be >= 1"),
-        ({"p": (5,), "seeds": 0}, "must not be empty"),
+        ({"p": (5,), "seeds": 0}, "seeds must be at least one"),
+        ({"p": (5,), "seeds": (0, 1, 0)}, "seeds must be .* all different"),
+        ({"p": (5,), "steps": ()}, "steps must not be empty"),
         ({"p": ()}, "at least 1"),
+        ({"p": (1.0, 1.4)}, r"p must be whole numbers, got \[1.0, 1.4\]"),
+        ({"p": (0.5,)}, "p must be whole numbers"),
+        ({"p": (5,), "n": (10.9,)}, r"n must be whole numbers, got \[10.9\]"),
     ],
 )
 def test_values_outside_their_range_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         rf_curve(*TRAIN, *TEST, **kwargs)
+
+
+def test_whole_floats_and_numpy_numbers_are_sizes_and_seeds():
+    plain = rf_curve(*TRAIN, *TEST, p=(5, 10), n=(20,), seeds=(0, 1))
+    same = rf_curve(*TRAIN, *TEST, p=np.array([5.0, 10.0]), n=np.array([20]), seeds=np.arange(2))
+    assert same.seeds == plain.seeds
+    np.testing.assert_array_equal(same.metrics["test_loss"], plain.metrics["test_loss"])
 
 
 def test_wrong_tensors_are_refused():

@@ -1,5 +1,6 @@
 import functools
 import itertools
+import json
 import math
 import pickle
 from concurrent.futures import ProcessPoolExecutor
@@ -73,6 +74,33 @@ def test_a_sweep_interrupted_and_resumed_gives_the_same_curve():
     )
 
 
+def test_a_map_can_tell_failed_runs_and_try_them_again():
+    store: dict[Config, dict[str, float]] = {}
+    outage = True
+
+    def procedure(data, config):
+        if outage and config.seed == 1:
+            raise RuntimeError("out of memory")
+        return peaked(data, config)
+
+    def keeping(function, points):
+        results = [store[point] if point in store else function(point) for point in points]
+        store.update(
+            (point, result)
+            for point, result in zip(points, results, strict=True)
+            if "failed" not in result
+        )
+        return results
+
+    first = sweep(procedure, DATA, axis="width", values=WIDTHS, map=keeping)
+    assert (len(first.failures), len(store)) == (5, 10)
+    assert first.failures[0].reason == "RuntimeError: out of memory"
+    outage = False
+    second = sweep(procedure, DATA, axis="width", values=WIDTHS, map=keeping)
+    assert second.failures == ()
+    assert not np.isnan(second.metrics["test_error"]).any()
+
+
 def test_samples_are_nested_within_a_seed_and_differ_between_seeds():
     seen: dict[tuple[int, int], list[float]] = {}
 
@@ -130,6 +158,7 @@ def test_epochs_are_recorded_during_one_run_a_seed():
         (lambda: {"test_error": "high"}, "could not convert"),
         (lambda: {"test_error": [0.1, 0.2]}, "must have shape"),
         (lambda: None, "AttributeError"),
+        (lambda: {"test_error": 0.1, "failed": 0.0}, "must not be named 'failed'"),
     ],
 )
 def test_a_run_that_fails_is_recorded_and_the_others_go_on(bad, reason):
@@ -145,6 +174,46 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(bad, reason):
     verdict = double_descent_verdict(curve)
     assert verdict.peak.value == 4
     assert reason in str(verdict)
+
+
+@pytest.mark.parametrize("left", [("train_error",), ()])
+def test_a_run_that_leaves_out_a_metric_is_recorded(left):
+    def procedure(data, config):
+        whole = peaked(data, config)
+        return {n: whole[n] for n in left} if (config["width"], config.seed) == (4, 1) else whole
+
+    curve = sweep(procedure, DATA, axis="width", values=WIDTHS)
+    absent = ["test_error"] if left else ["test_error", "train_error"]
+    for name in curve.metrics:
+        assert np.isnan(curve.runs(name)).sum() == (name in absent)
+    (failure,) = curve.failures
+    assert (failure.value, failure.seed) == (4.0, 1)
+    assert failure.reason == f"it returned no {', '.join(absent)}"
+
+
+def test_numpy_axes_seeds_and_settings_travel_as_plain_numbers():
+    seen = []
+
+    def stored(function, points):
+        seen.extend(json.loads(json.dumps(parts(point))) for point in points)
+        return map(function, points)
+
+    def parts(config: Config) -> list:
+        return [config.value, config.seed, config.fixed, config.checkpoints]
+
+    curve = sweep(
+        lambda data, config: {"test_error": len(data)}, DATA, axis="samples",
+        values=np.array([3, 5, 10, 20, 40]), fixed={"noise": np.float32(0.5)}, seeds=np.arange(2),
+        map=stored,
+    )  # fmt: skip
+    assert curve.median("test_error").tolist() == [3, 5, 10, 20, 40]
+    assert seen[3] == [5, 1, [["noise", 0.5]], []]
+    epochs = sweep(
+        lambda data, config: {"test_error": config.checkpoints}, DATA, axis="epochs",
+        values=torch.arange(1, 6), seeds=np.int64(2), map=stored,
+    )  # fmt: skip
+    assert epochs.seeds == (0, 1)
+    assert seen[-1] == [5, 1, [], [1, 2, 3, 4, 5]]
 
 
 def test_an_interruption_is_no_failure_of_a_run():
@@ -178,7 +247,11 @@ def test_unsorted_and_repeated_values_are_sorted_with_a_warning():
     ("kwargs", "message"),
     [
         ({"axis": "width", "values": [1, 2, 3, 4]}, "at least 5 different values"),
+        ({"axis": "width", "values": [1, 2, 4, 8, math.nan, 16]}, "width must be finite"),
+        ({"axis": "width", "values": [1, 2, 4, 8, math.inf]}, "width must be finite"),
+        ({"axis": "samples", "values": [1, 2, 3, 4, 4.5]}, "samples must be whole"),
         ({"axis": "width", "values": WIDTHS, "seeds": 0}, "seeds must be at least one"),
+        ({"axis": "width", "values": WIDTHS, "seeds": (0, 0, 0)}, "seeds must be .* all different"),
         ({"axis": "width", "values": WIDTHS, "fixed": {"width": 3}}, "must not be among fixed"),
         ({"axis": "samples", "values": [1, 2, 3, 4, 41]}, r"1 \.\.\. 40, the data set, got 41"),
         ({"axis": "samples", "values": [0, 1, 2, 3, 4]}, "got 0"),

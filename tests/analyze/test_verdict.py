@@ -99,6 +99,52 @@ def test_fewer_than_three_seeds_are_insufficient():
     assert verdict.peak.value == 5
 
 
+def failing(curve: Curve, *places: tuple) -> Curve:
+    """The curve without the runs at ``(value index, seed index)``."""
+    runs = curve.metrics["test_error"].copy()
+    for place in places:
+        runs[place] = math.nan
+    return Curve(axis=curve.axis, grid=curve.grid, seeds=curve.seeds, metrics={"test_error": runs})
+
+
+@pytest.mark.parametrize("seeds", [4, 5])
+def test_a_failed_run_at_the_peak_leaves_a_clear_double_descent(seeds):
+    for seed in range(seeds):
+        verdict = double_descent_verdict(failing(line(PEAKED, seeds=seeds), (4, seed)))
+        assert verdict.outcome == "double descent"
+        for found in (verdict.height, verdict.prominence):
+            assert 0.5 < found.low <= found.value <= found.high < 0.7
+
+
+def test_draws_without_a_right_minimum_do_not_raise_the_prominence():
+    curve = line([0.5, 0.2, 0.8, 0.5, 0.3])  # 0.5 over the right minimum, 0.6 over the left one
+    verdict = double_descent_verdict(failing(curve, (4, slice(0, 3))))  # lost in 8 % of the draws
+    assert verdict.right.value == 5
+    assert 0.4 < verdict.prominence.low <= verdict.prominence.high < 0.55
+
+
+def test_three_seeds_must_show_all_of_both_minima_and_the_peak():
+    left, peak, right = 2, 4, 7
+    curve = line(PEAKED, seeds=4)
+    apart = failing(curve, (left, 0), (right, 3))  # three runs at each place, by two seeds in all
+    assert double_descent_verdict(apart).outcome == "insufficient seeds"
+    assert double_descent_verdict(failing(curve, (left, 0), (peak, 0))).outcome == "double descent"
+    three = line(PEAKED, seeds=3)
+    assert double_descent_verdict(failing(three, (peak, 2))).outcome == "insufficient seeds"
+    assert double_descent_verdict(failing(three, (peak + 1, 2))).outcome == "double descent"
+
+
+def test_without_a_peak_five_values_must_have_three_results():
+    everywhere = (slice(None), slice(1, 3))  # one of three seeds is left
+    for medians in (PEAKED, FALLING):
+        verdict = double_descent_verdict(failing(line(medians, seeds=3), everywhere))
+        assert verdict.outcome == "insufficient seeds"
+    curve = line(FALLING, seeds=3)
+    assert double_descent_verdict(failing(curve, (0, 0), (3, 1), (7, 2))).outcome == "no peak found"
+    doubtful = failing(curve, (0, 0), (3, 1), (7, 2), (1, 1))
+    assert double_descent_verdict(doubtful).outcome == "insufficient seeds"
+
+
 def test_samples_put_the_over_parameterised_side_first():
     train = [0.0, 0.0, 0.0, 0.0, 0.05, 0.2, 0.3, 0.4]
     curve = line(PEAKED, axis="samples", train_error=train)
@@ -188,6 +234,25 @@ def test_bootstrap_draws_whole_seeds_together():
     assert (found.low, found.value, found.high) == pytest.approx((0.3, 0.3, 0.3))
 
 
+def test_bootstrap_leaves_out_draws_that_tell_nothing():
+    runs = np.array([[0.1, 0.2, math.nan], [math.nan, 0.7, 0.9], [math.nan] * 3])
+    found = bootstrap(lambda m: float(m[1] - m[0]), runs)
+    # every draw with a run at both places: what single runs say is the widest of them
+    assert (found.low, found.value, found.high) == pytest.approx((0.5, 0.65, 0.8))
+    nowhere = bootstrap(lambda m: float(m[2] - m[0]), runs)
+    assert np.isnan([nowhere.low, nowhere.value, nowhere.high]).all()
+
+
+def test_bootstrap_interval_with_failed_runs_covers_as_often_as_without():
+    rng, covered = np.random.default_rng(0), 0
+    for seed in range(200):
+        runs = rng.normal(size=(2, 25)) + rng.normal(size=25)  # seeds differ as much as places
+        runs[rng.random(runs.shape) < 0.3] = math.nan
+        found = bootstrap(lambda m: float(m[1] - m[0]), runs, draws=300, seed=seed)
+        covered += found.low <= 0.0 <= found.high
+    assert 0.88 < covered / 200 < 0.99
+
+
 def test_bootstrap_interval_of_a_median_covers_the_truth_nineteen_times_in_twenty():
     rng, covered = np.random.default_rng(0), 0
     for seed in range(200):
@@ -211,6 +276,34 @@ def test_the_panel_says_which_remedy_removes_the_peak():
     assert ensemble.excess.value == pytest.approx(0.2)
     assert (ridge.removed, ridge.outcome) == (True, "no peak found")
     assert (ridge.worst.value, ridge.worst.error) == (3, pytest.approx(0.22))
+
+
+def test_a_remedy_whose_runs_failed_leaves_open_what_they_would_have_told():
+    base = line(PEAKED, spread=0.001)
+    half = line([0.5, 0.3, 0.2, 0.25, 0.4, 0.3, 0.2, 0.1])
+    cured = line([0.55, 0.4, 0.22, 0.2, 0.19, 0.18, 0.15, 0.1])
+    every = slice(None)
+    at_peak, before, one, most, all_lost = mitigation_panel(
+        base,
+        {
+            "at the peak": failing(cured, (4, every)),
+            "before the left minimum": failing(cured, (1, every)),
+            "one run at the peak": failing(cured, (4, 0)),
+            "most values": failing(half, (slice(5, 8), every), (0, every)),
+            "all values": failing(cured, (every, every)),
+        },
+    )
+    assert (at_peak.removed, at_peak.outcome) == (None, "no peak found")
+    assert math.isnan(at_peak.at_peak)
+    assert at_peak.worst.error == pytest.approx(0.22)
+    assert (before.removed, one.removed) == (True, True)
+    assert one.excess.low <= one.excess.value <= one.excess.high
+    # what is known exceeds the tolerance, whatever the lost runs would have given
+    assert (most.removed, most.outcome) == (False, "insufficient seeds")
+    assert most.at_peak == pytest.approx(0.4)
+    assert (all_lost.removed, all_lost.outcome) == (None, "insufficient seeds")
+    assert math.isnan(all_lost.worst.error)
+    assert math.isnan(all_lost.excess.value)
 
 
 def test_the_panel_refuses_another_axis_and_a_base_without_a_peak():

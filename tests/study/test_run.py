@@ -253,6 +253,15 @@ def test_mapper_maps_in_order_and_resumes(tmp_path):
         apply(measure, [Point(3, log=log), Point(5, behaviour="raise")])
 
 
+def test_mapper_hands_on_a_result_that_tells_a_failure_and_computes_it_again(tmp_path):
+    log = str(tmp_path / "log")
+    apply = mapper("my sweep", execute=SERIAL, store=tmp_path / "s")
+    points = [Point(1, log=log), Point(2, log=log, behaviour="told")]
+    for _ in range(2):
+        assert apply(measure, points)[1] == {"failed": "x = 2"}
+    assert lines(tmp_path / "log") == [1, 2, 2]
+
+
 DRIVER = """
 import sys
 from pathlib import Path

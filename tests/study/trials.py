@@ -42,6 +42,8 @@ def measure(point: Point) -> dict[str, Any]:
             raise asyncio.CancelledError
         case "surrogate":
             raise ValueError("bad \udcff")
+        case "told":
+            return {"failed": f"x = {point.x}"}
         case "prints":
             print("hello")
             os.system("echo from a process")

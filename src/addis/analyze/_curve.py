@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import pandas as pd
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Array", "Curve", "Failure", "Setting", "sorted_axis"]
+__all__ = ["Array", "Curve", "Failure", "Setting", "plain", "seeds_of", "sorted_axis"]
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 Setting: TypeAlias = "int | float | None"
@@ -91,13 +92,16 @@ class Curve:
         """A curve from one row a run, with columns for the axis, the other settings ``by``,
         ``seed`` and the metrics.
 
-        Rows that are missing are NaN.
+        Rows that are missing are NaN; a setting that is missing in a row is ``None``, no limit.
 
         Raises:
             ValueError: Two rows have the same settings and seed.
         """
         names = [axis, *by, "seed"]
-        columns = [frame[name].astype(float) if name != "seed" else frame[name] for name in names]
+        columns = [
+            frame[name] if name == "seed" else frame[name].astype(float).fillna(math.inf)
+            for name in names
+        ]
         index = pd.MultiIndex.from_arrays(columns)
         if index.has_duplicates:
             raise ValueError(f"two rows have the same {names}: {index[index.duplicated()][0]}")
@@ -238,13 +242,35 @@ def nan_median(runs: Array) -> Array:
         return np.asarray(np.nanmedian(runs, axis=-1), dtype=np.float64)
 
 
-def sorted_axis(name: str, values: Sequence[int | float], *, least: int = 1) -> tuple[float, ...]:
-    """The values rising and each once, with a warning if they were not given so.
+def plain(value: Any) -> Any:
+    """A scalar of NumPy or torch as Python's, whatever else as it is: what a store can hold."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    """The seeds of a curve: ``0 ... seeds - 1``, or those given.
+
+    Raises:
+        TypeError: A seed that is no integer.
+        ValueError: No seed, or one twice.
+    """
+    given = plain(seeds)
+    runs = tuple(map(operator.index, range(given) if isinstance(given, int) else given))
+    if not runs or len(set(runs)) < len(runs):
+        raise ValueError(f"seeds must be at least one and all different, got {seeds}")
+    return runs
+
+
+def sorted_axis(
+    name: str, values: Sequence[int | float], *, least: int = 1
+) -> tuple[int | float, ...]:
+    """The values as Python's numbers, rising and each once, with a warning if they were not given
+    so.
 
     Raises:
         ValueError: Fewer than ``least`` different values, or a value that is not finite.
     """
-    given = [float(value) for value in values]
+    given = [plain(value) for value in values]
     if not all(math.isfinite(value) for value in given):
         raise ValueError(f"{name} must be finite, got {given}")
     ordered = sorted(set(given))

@@ -57,7 +57,7 @@ def nested_sample(size: int, n: int, seed: int) -> Tensor:
 
 
 def inputs_of(dataset: Labelled) -> Tensor:
-    """All inputs of a data set as one float tensor ``(N, ...)``."""
+    """All inputs of a data set as one tensor ``(N, ...)``, of the dtype that it gives them in."""
     if hasattr(dataset, "floats"):
         return cast("Tensor", dataset.floats())
     if hasattr(dataset, "xy"):

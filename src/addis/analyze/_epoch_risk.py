@@ -40,7 +40,8 @@ class OrthogonalDesign:
         """
         scales = torch.tensor(self.scales, dtype=torch.float64)
         theta = torch.tensor(self.theta, dtype=torch.float64)
-        lr = self.lr / scales.square() if equalised else self.lr
+        energy = scales.square()
+        lr = self.lr / torch.where(energy > 0, energy, 1) if equalised else self.lr
         return epoch_risk(scales, theta, self.sigma, self.n, lr, t)
 
 
@@ -68,26 +69,27 @@ def epoch_risk(
         ``R(t) = sum_i [ s_i^2 theta_i^2 q_i^2 + v (1 - q_i)^2 ]``.
 
     Each feature has a U-curve of its own, with minimum ``s^2 theta^2 v / (s^2 theta^2 + v)`` and
-    end value ``v``; two speeds superpose two of them.
+    end value ``v``; two speeds superpose two of them. A feature of scale 0 is not learnt and costs
+    nothing.
 
     >>> risk = TWO_SPEEDS.risk(torch.tensor([0, 7, 34, 1386]))
     >>> [round(value, 4) for value in risk.tolist()]  # start, minimum, maximum, minimum
     [1.3333, 1.1531, 1.2499, 0.5833]
 
     Args:
-        scales: ``s_i``, ``(D,)``.
+        scales: ``s_i``, ``(D,)``; 0 is allowed.
         theta: ``theta_i``, ``(D,)``.
         sigma: Standard deviation of the label noise, ``>= 0``.
         n: Training samples, ``>= D``: orthogonal features need as many.
-        lr: Step size, or one for each feature ``(D,)``.
-        t: Numbers of steps ``(T,)``, ``>= 0``.
+        lr: Step size, ``> 0``, or one for each feature ``(D,)``.
+        t: Numbers of steps ``(T,)``, whole, ``>= 0``.
 
     Returns:
         float64 ``(T,)``.
 
     Raises:
-        ValueError: Shapes that differ, ``n < D``, ``sigma < 0``, negative steps, or an ``lr`` that
-            diverges.
+        ValueError: Shapes that differ, ``n < D``, ``sigma < 0``, steps that are negative or not
+            whole, or an ``lr`` that is not positive or diverges.
     """
     if scales.dim() != 1 or scales.shape != theta.shape:
         raise ValueError(
@@ -95,15 +97,18 @@ def epoch_risk(
         )
     if n < len(scales) or sigma < 0:
         raise ValueError(f"need n >= {len(scales)} features and sigma >= 0, got {n} and {sigma}")
-    if t.dim() != 1 or bool((t < 0).any()):
-        raise ValueError(f"t must be (T,) and >= 0, got {t}")
+    t = t.double()
+    if t.dim() != 1 or not bool(((t >= 0) & (t == t.floor())).all()):
+        raise ValueError(f"t must be (T,), whole and >= 0, got {t}")
     energy = scales.double().square()
-    shrink = torch.as_tensor(lr, dtype=torch.float64) * energy
-    if bool((shrink <= 0).any()) or bool((shrink >= 2).any()):
+    rate = torch.as_tensor(lr, dtype=torch.float64)
+    shrink = rate * energy
+    if not (bool((rate > 0).all()) and bool((shrink < 2).all())):
         raise ValueError(
-            f"lr * scales^2 must be in (0, 2) to converge, got up to {shrink.max():.4g}"
+            "lr must be > 0 and lr * scales^2 < 2 to converge, "
+            f"got {rate.min():.4g} and up to {shrink.max():.4g}"
         )
-    left = (1 - shrink) ** t.double()[:, None]  # q_i, (T, D)
+    left = (1 - shrink) ** t[:, None]  # q_i, (T, D)
     signal = energy * theta.double().square()
     return (signal * left.square() + sigma**2 / n * (1 - left).square()).sum(1)
 

@@ -69,19 +69,31 @@ def bootstrap(
     With few seeds it is about the range of the seeds: three give at most what the lowest and the
     highest say.
 
+    A seed is drawn with its failed runs, and the medians of a draw are over the runs that it has,
+    as those of the estimate are (B. Efron, "Missing Data, Imputation, and the Bootstrap", JASA
+    1994): the interval is of the statistic reported and wider for the runs that it lacks. A draw
+    without any run at a place that the statistic uses tells nothing and does not count. That takes
+    failures to be unrelated to the results: runs that fail because they diverge would have had the
+    higher errors.
+
     Args:
-        statistic: Of medians ``(V,)``.
+        statistic: Of medians ``(V,)``; NaN if a median that it uses is NaN.
         runs: ``(V, S)``, NaN where a run failed.
         level: In ``(0, 1)``.
         draws: Number of bootstrap samples.
         seed: Of the draws.
+
+    Returns:
+        The interval; NaN throughout if no draw has a run at each place that the statistic uses.
     """
     count = runs.shape[1]
     picks = np.random.default_rng(seed).integers(count, size=(draws, count))
     medians = nan_median(runs[:, picks])  # (V, draws)
     found = np.asarray([statistic(medians[:, draw]) for draw in range(draws)])
+    told = found[~np.isnan(found)]
     # Nearest-rank percentiles: a threshold may be infinite, and infinities do not interpolate.
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(told if len(told) else found, ends, method="inverted_cdf")
     return Interval(statistic(nan_median(runs)), float(low), float(high), level)
 
 

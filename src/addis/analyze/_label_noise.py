@@ -34,9 +34,11 @@ def noisy_labels(
 ) -> Tensor:
     """Replaces each label with probability ``p`` by another class.
 
-    Two uniform numbers a label decide whether it changes and to which class, so the result depends
-    on the label's position, the seed and ``kind`` alone, and a larger ``p`` changes more labels but
-    none otherwise.
+    Two uniform numbers a label decide whether it changes and to which class. They depend on the
+    seed, the label's position and the number of labels alone, so a larger ``p`` changes more labels
+    but none otherwise. The first labels of a longer ``targets`` change to other classes than those
+    labels alone: for nested samples draw the noise once, then take samples, as
+    :meth:`LabelNoise.subset` does.
 
     >>> clean = torch.arange(10).repeat(100)
     >>> round(float((noisy_labels(clean, 0.2, num_classes=10) != clean).float().mean()), 1)
@@ -178,7 +180,11 @@ class LabelNoise(Dataset[tuple[Tensor, int]]):
 
     @property
     def xy(self) -> tuple[Tensor, Tensor]:
-        """All inputs, float32 ``(N, ...)``, and the labels with noise, int64 ``(N,)``."""
+        """All inputs ``(N, ...)`` and the labels with noise, int64 ``(N,)``.
+
+        Inputs of a ``TensorDataset`` are the very tensor, of whatever dtype; those of
+        ``addis.data`` are float32.
+        """
         return inputs_of(self.dataset), self.targets
 
     def subset(self, indices: Tensor | Sequence[int]) -> LabelNoise:

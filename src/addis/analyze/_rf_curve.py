@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from addis.analyze._curve import Array, Curve, sorted_axis
+from addis.analyze._curve import Array, Curve, seeds_of, sorted_axis
 from addis.analyze._data import check_disjoint, nested_sample, stream
 from addis.analyze._label_noise import noisy_labels
 from addis.analyze._least_squares import Spectrum, filters, near_square
@@ -135,13 +135,13 @@ def rf_curve(
         y: int64 ``(N,)``.
         X_test: ``(m, ...)``, none of its samples in ``X``.
         y_test: int64 ``(m,)``.
-        p: Numbers of features, ``>= 1``. They are the curve's axis if there are several, else ``n``
-            is.
-        n: Sample sizes, ``1 ... N``; all of ``X`` by default.
+        p: Numbers of features, whole, ``>= 1``. They are the curve's axis if there are several,
+            else ``n`` is.
+        n: Sample sizes, whole, in ``1 ... N``; all of ``X`` by default.
         ridge: Penalties of the mean loss, ``>= 0``.
         steps: Numbers of full-batch gradient steps from zero; ``None`` is convergence.
         noise: Probabilities of a wrong label, in ``[0, 1)``; symmetric.
-        seeds: How many, or which.
+        seeds: How many, or which, all different.
         kind: Non-linearity of the features.
         scale: See :func:`random_features`.
         lr: Step size; by default one over the largest curvature at each point.
@@ -151,18 +151,19 @@ def rf_curve(
 
     Raises:
         TypeError: Labels that are not int64, inputs that are not floats.
-        ValueError: A value outside its range, ``n`` above ``N``, one class with noise, or a test or
-            validation sample that is in ``X``.
+        ValueError: A value outside its range, ``n`` above ``N``, a ``p`` or ``n`` that is not
+            whole, a seed twice, one class with noise, or a test or validation sample that is in
+            ``X``.
     """
     problem = Problem.of(X, y, X_test, y_test, validation)
-    widths = [int(v) for v in sorted_axis("p", p)]
-    sizes = [int(v) for v in sorted_axis("n", [len(X)] if n is None else n)]
+    widths = _whole("p", sorted_axis("p", p))
+    sizes = _whole("n", sorted_axis("n", [len(X)] if n is None else n))
     levels, ridges = sorted_axis("noise", noise), sorted_axis("ridge", ridge)
     counts = sorted(set(steps), key=lambda t: math.inf if t is None else t)
     _check_ranges(widths, sizes, levels, len(X), members)
-    runs = range(seeds) if isinstance(seeds, int) else tuple(seeds)
-    if len(runs) == 0 or not counts:
-        raise ValueError(f"seeds and steps must not be empty, got {seeds} and {tuple(steps)}")
+    runs = seeds_of(seeds)
+    if not counts:
+        raise ValueError("steps must not be empty")
     sweep = _Sweep(problem, levels, ridges, tuple(counts), kind, scale, lr, members)
     points = [
         [list(sweep.widths(seed, size, widths)) for size in sizes] for seed in runs
@@ -175,7 +176,7 @@ def rf_curve(
             "steps": [math.inf if t is None else t for t in counts]}  # fmt: skip
     curve = Curve(
         axis="n", grid={name: np.asarray(v, dtype=np.float64) for name, v in grid.items()},
-        seeds=tuple(runs), metrics=metrics,
+        seeds=runs, metrics=metrics,
     )  # fmt: skip
     return curve if len(widths) == 1 and len(sizes) > 1 else curve.along("p")
 
@@ -327,6 +328,12 @@ def _check_pair(name: str, inputs: Tensor, labels: Tensor) -> None:
         raise ValueError(f"{name} must be finite, got NaN or infinity")
     if int(labels.min()) < 0:
         raise ValueError(f"labels of {name} must be >= 0, got {int(labels.min())}")
+
+
+def _whole(name: str, values: Sequence[int | float]) -> list[int]:
+    if any(value != int(value) for value in values):
+        raise ValueError(f"{name} must be whole numbers, got {list(values)}")
+    return [int(value) for value in values]
 
 
 def _check_ranges(

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from addis.analyze._curve import Curve, Failure
+from addis.analyze._curve import Curve, Failure, plain, seeds_of, sorted_axis
 from addis.analyze._data import Labelled, nested_sample, take
 from addis.analyze._label_noise import LabelNoise
 
@@ -88,7 +87,8 @@ def sweep(
     name is the procedure's own.
 
     A run that raises an exception, or returns NaN or what is no number, is recorded in ``failures``
-    with NaN in its place, and the others go on.
+    with NaN in its place, and the others go on. So is a run that leaves out a metric that another
+    returned, with NaN for that metric.
 
     >>> from torch.utils.data import TensorDataset
     >>> import torch
@@ -109,24 +109,24 @@ def sweep(
         axis: What varies.
         values: At least five different ones; sorted, with a warning, if they are not.
         fixed: Settings that all runs share.
-        seeds: How many, or which.
+        seeds: How many, or which, all different.
         map: Runs the points: ``map(function, points)`` gives results in order. Python's own runs
             them one by one; ``addis.study.mapper`` gives one over processes or Ray that keeps
-            finished runs.
+            finished runs. The result of a run that failed has the one key ``"failed"``, with the
+            reason: a map that keeps results must not keep that one, so that the run is tried again.
 
     Raises:
-        ValueError: Fewer than five values, samples beyond the data set, noise outside ``[0, 1)``,
-            or the axis is among ``fixed``.
+        ValueError: Fewer than five values, one that is not finite, samples beyond the data set,
+            noise outside ``[0, 1)``, a seed twice, or the axis is among ``fixed``.
         RuntimeError: Every run failed; the message has the first reason.
     """
-    shared = dict(fixed or {})
-    ordered = _ordered(axis, values, shared, len(dataset))
-    runs = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    if not runs:
-        raise ValueError(f"seeds must be at least one, got {seeds}")
+    shared = {name: plain(value) for name, value in (fixed or {}).items()}
+    ordered = sorted_axis(axis, values, least=_LEAST_VALUES)
+    _check_settings(axis, ordered, shared, len(dataset))
+    runs = seeds_of(seeds)
     together = axis == "epochs"
     points = [
-        Config(axis, value, seed, tuple(shared.items()), tuple(ordered) if together else ())
+        Config(axis, value, seed, tuple(shared.items()), ordered if together else ())
         for value in (ordered[-1:] if together else ordered)
         for seed in runs
     ]
@@ -152,6 +152,8 @@ def _run(
 
 
 def _number(name: str, value: Any, config: Config) -> Any:
+    if name == _FAILED:
+        raise ValueError(f"a metric must not be named {_FAILED!r}")
     numbers = np.asarray(value, dtype=np.float64)
     shape = (len(config.checkpoints),) if config.checkpoints else ()
     if numbers.shape != shape:
@@ -171,10 +173,11 @@ def _collected(
     if len(results) != len(points):
         raise RuntimeError(f"map must give {len(points)} results, got {len(results)}")
     names = list(dict.fromkeys(name for result in results for name in result if name != _FAILED))
+    reasons = [_why_failed(result, names) for result in results]
     failures = tuple(
-        Failure(axis, float(point.value), point.seed, result[_FAILED])
-        for point, result in zip(points, results, strict=True)
-        if _FAILED in result
+        Failure(axis, float(point.value), point.seed, reason)
+        for point, reason in zip(points, reasons, strict=True)
+        if reason
     )
     if not names:
         raise RuntimeError(f"every run failed, first {failures[0] if failures else 'no metrics'}")
@@ -190,27 +193,27 @@ def _collected(
     )  # fmt: skip
 
 
-def _ordered(
+def _why_failed(result: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Why a run gave none or not all of the metrics; empty if it gave them."""
+    if _FAILED in result:
+        return str(result[_FAILED])
+    absent = [name for name in names if name not in result]
+    return f"it returned no {', '.join(absent)}" if absent else ""
+
+
+def _check_settings(
     axis: str, values: Sequence[int | float], fixed: Mapping[str, Plain], size: int
-) -> list[int | float]:
-    """The axis rising and each value once, after all settings that this module acts on were
-    checked.
-    """
+) -> None:
+    """Refuses values of the settings that this module acts on."""
     if axis in fixed:
         raise ValueError(f"axis {axis!r} must not be among fixed, got {list(fixed)}")
-    ordered = sorted(set(values))
-    if ordered != list(values):
-        warnings.warn(
-            f"{axis} was sorted and repeated values dropped: {list(values)}", stacklevel=3
-        )
-    if len(ordered) < _LEAST_VALUES:
-        raise ValueError(f"{axis} needs at least {_LEAST_VALUES} different values, got {ordered}")
     settings: dict[str, Sequence[Any]] = {name: [value] for name, value in fixed.items()}
-    settings[axis] = ordered
+    settings[axis] = values
     for samples in settings.get("samples", ()):
         if not isinstance(samples, int) or not 1 <= samples <= size:
-            raise ValueError(f"samples must be in 1 ... {size}, the data set, got {samples}")
+            raise ValueError(
+                f"samples must be whole and in 1 ... {size}, the data set, got {samples}"
+            )
     for noise in settings.get("noise", ()):
         if not 0.0 <= noise < 1.0:
             raise ValueError(f"noise must be in [0, 1), got {noise}")
-    return ordered

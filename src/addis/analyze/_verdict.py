@@ -57,8 +57,9 @@ class Verdict:
     """What a curve says. ``print`` it for the sentence.
 
     Args:
-        outcome: ``"double descent"``; ``"no peak found"``; ``"insufficient seeds"`` with fewer than
-            three.
+        outcome: ``"double descent"``; ``"no peak found"``; ``"insufficient seeds"`` if fewer than
+            three have a result at all of left minimum, peak and right minimum, or, without a peak,
+            if fewer than five values have the results of three.
         axis: The swept axis.
         settings: The line that was judged, in words.
         metric: The metric that was judged.
@@ -129,7 +130,8 @@ def double_descent_verdict(
     minimum to its right, on medians over seeds. It counts if that prominence is at least
     ``min_height`` and its interval, bootstrapped over seeds with the three places held, is above
     zero. The places are chosen on the same seeds, so the interval is optimistic for a prominence
-    near ``min_height``.
+    near ``min_height``. Failed runs count nowhere: medians are over the others, and it is the seeds
+    with a result at the three places that must be three, see :class:`Verdict`.
 
     A curve of several lines is judged on its least regularised one: every other setting at its
     first value, ``steps`` at its last. For another, pass ``curve.at(...)``.
@@ -161,9 +163,9 @@ def double_descent_verdict(
     if place is not None:
         a, b, c = place
         height = bootstrap(lambda m: float(m[b] - m[a]), runs, level=level)
-        prominence = bootstrap(lambda m: float(m[b] - max(m[a], m[c])), runs, level=level)
+        prominence = bootstrap(lambda m: float(m[b] - m[[a, c]].max()), runs, level=level)
     outcome: Outcome = "no peak found"
-    if len(line.seeds) < _LEAST_SEEDS:
+    if _seeds_that_tell(runs, place) < _LEAST_SEEDS:
         outcome = "insufficient seeds"
     elif prominence is not None and prominence.value >= min_height and prominence.low > 0:
         outcome = "double descent"
@@ -201,6 +203,16 @@ def _peak(medians: Array) -> tuple[int, int, int] | None:
         if prominence > best:
             best, found = prominence, (left, middle, right)
     return found
+
+
+def _seeds_that_tell(runs: Array, place: tuple[int, int, int] | None) -> int:
+    """How many seeds have a result at all three places; without a peak, the number of results that
+    the least number of values for a verdict have.
+    """
+    given = ~np.isnan(runs)
+    if place is not None:
+        return int(given[list(place)].all(0).sum())
+    return int(np.sort(given.sum(1))[-_LEAST_VALUES])
 
 
 def _thresholds(line: Curve, eps: float | None, level: float) -> dict[Criterion, Interval]:
@@ -246,11 +258,14 @@ class Mitigation:
 
     Args:
         name: Of the remedy.
-        at_peak: Its median error where the base curve peaks.
-        worst: Its largest median error from the base curve's left minimum onwards, across the peak.
+        at_peak: Its median error where the base curve peaks; NaN if every run failed there.
+        worst: Its largest median error from the base curve's left minimum onwards, across the peak;
+            NaN if every run failed.
         excess: ``worst`` minus the base curve's left minimum, with its interval over seeds.
-        outcome: The verdict on the remedy's own curve.
-        removed: Whether ``excess`` is at most the tolerance.
+        outcome: The verdict on the remedy's own curve; ``"insufficient seeds"`` also if fewer than
+            five of its values have a result.
+        removed: Whether ``excess`` is at most the tolerance; ``None`` if it is, but every run of
+            some value from the left minimum onwards failed: there the peak may stand.
     """
 
     name: str
@@ -258,7 +273,7 @@ class Mitigation:
     worst: Point
     excess: Interval
     outcome: Outcome
-    removed: bool
+    removed: bool | None
 
 
 def mitigation_panel(
@@ -270,7 +285,7 @@ def mitigation_panel(
     level: float = 0.95,
 ) -> tuple[Mitigation, ...]:
     """Compares remedies (ridge or weight decay, early stopping, ensembles, cleaner labels) on one
-    axis.
+    axis. Runs of a remedy that failed leave the question open at most for that remedy.
 
     Args:
         base: The curve with the peak.
@@ -297,17 +312,27 @@ def mitigation_panel(
         if not np.array_equal(remedy.values, line.values) or remedy.seeds != line.seeds:
             raise ValueError(f"remedy {name!r} must have the axis values and seeds of base")
         runs, medians = remedy.runs(metric), remedy.median(metric)
-        worst = left + int(np.nanargmax(medians[left:]))
+        known = ~np.isnan(medians)
+        worst = left + int(np.where(known, medians, -np.inf)[left:].argmax())
         pair = np.stack([runs[worst], reference])
         excess = bootstrap(lambda m: float(m[0] - m[1]), pair, level=level)
+        outcome: Outcome = "insufficient seeds"
+        if known.sum() >= _LEAST_VALUES:
+            outcome = double_descent_verdict(remedy, metric=metric, level=level).outcome
         rows.append(
             Mitigation(
                 name=name,
                 at_peak=float(medians[peak]),
                 excess=excess,
                 worst=Point(float(remedy.values[worst]), float(medians[worst])),
-                outcome=double_descent_verdict(remedy, metric=metric, level=level).outcome,
-                removed=excess.value <= tolerance,
+                outcome=outcome,
+                removed=_removed(excess.value, tolerance, complete=bool(known[left:].all())),
             )
         )
     return tuple(rows)
+
+
+def _removed(excess: float, tolerance: float, *, complete: bool) -> bool | None:
+    if excess > tolerance:
+        return False
+    return True if complete else None

@@ -159,9 +159,9 @@ def _judged(
 
 
 def _ratio(before: Array, after: Array) -> float:
-    """What is left of the largest rise; infinite where there was none."""
+    """What is left of the largest rise; infinite where there was none, NaN where it is unknown."""
     rise = largest_rise(before)
-    return largest_rise(after) / rise if rise > 0 else math.inf
+    return math.inf if rise == 0 else largest_rise(after) / rise
 
 
 def _paired(plain: Curve, treated: Curve) -> tuple[Curve, Curve]:

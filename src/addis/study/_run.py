@@ -203,7 +203,8 @@ def mapper(
     Returns:
         ``map(function, points)``: ``function`` must be picklable, each point a frozen dataclass of
         plain data; the list has the results in the points' order. It raises ``RuntimeError`` with
-        the first traceback, after the other points are done and stored, if the function raised.
+        the first traceback, after the other points are done and stored, if the function raised. A
+        result with the key ``"failed"`` is handed on and computed again next time.
     """
     execute = execute or executor("processes")
 
@@ -222,11 +223,10 @@ def mapper(
                 closing(execute(work)) as ended,  # type: ignore[type-var]
             ):
                 for key, outcome in ended:
-                    opened.add(
-                        key, outcome, study=name, function=name, settings=settings[todo[key]]
-                    )
+                    kept = _as_failure(outcome)
+                    opened.add(key, kept, study=name, function=name, settings=settings[todo[key]])
                     outcomes[key] = outcome
-                    advance(1.0, failed=outcome.error is not None)
+                    advance(1.0, failed=kept.error is not None)
         errors = [outcomes[key].error for key in keys if outcomes[key].error is not None]
         if errors:
             raise RuntimeError(
@@ -235,3 +235,10 @@ def mapper(
         return [outcomes[key].values for key in keys]
 
     return apply
+
+
+def _as_failure(outcome: Outcome) -> Outcome:
+    """A result that says by the key ``"failed"`` why there is none is kept as a failure."""
+    if "failed" not in outcome.values:
+        return outcome
+    return Outcome({}, outcome.seconds, str(outcome.values["failed"]))
