@@ -79,6 +79,24 @@ def test_baselines_are_drawn_without_a_unit(folder, capsys, method):
     assert "without a unit" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("method", ["random", "smoothgrad", "rise"])
+def test_the_seed_decides_what_a_baseline_draws(folder, method):
+    written = []
+    for seed in (0, 0, 1):
+        run(folder, method=method, calibration=None, seed=seed)
+        written.append((folder / "o.png").read_bytes())
+    assert written[0] == written[1] != written[2]
+
+
+def test_the_layer_that_a_cam_reads_is_told_with_its_reason(folder, capsys):
+    run(folder, method="gradcam", calibration=None)
+    assert "layer 3 (the last layer with a feature map, 8x8); gradcam" in capsys.readouterr().out
+    run(folder, method="gradcam", calibration=None, layer="1")
+    assert "layer 1; gradcam" in capsys.readouterr().out
+    run(folder, method="saliency", calibration=None)
+    assert "; saliency" not in capsys.readouterr().out
+
+
 def test_a_layer_can_be_named_for_cams_only(folder):
     run(folder, method="gradcam", layer="1")
     with pytest.raises(ValueError, match="reads the input"):

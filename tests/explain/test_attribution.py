@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import re
 
@@ -48,6 +49,18 @@ def test_a_map_of_zeros_and_a_method_without_unit_are_drawn(tmp_path):
     att = Attribution(map=torch.zeros(1, 4, 4), total_bits=torch.full((1,), torch.nan), method="x")
     assert att.save_png(tmp_path / "a.png", torch.zeros(1, 3, 4, 4)).stat().st_size > 0
     assert "no unit" in att.save_html(tmp_path / "a.html", torch.zeros(1, 3, 4, 4)).read_text()
+
+
+def test_dollars_in_words_are_no_formulas(tmp_path):
+    att = dataclasses.replace(attribution(1), unit="$ per _{pixel")
+    path = att.save_png(tmp_path / "a.png", torch.rand(1, 3, 12, 16), title="cost $5_{ and $6")
+    Image.open(path).verify()
+
+
+def test_an_attribution_equals_itself_alone():
+    att = attribution()
+    assert att == att
+    assert att != dataclasses.replace(att)
 
 
 def test_what_does_not_fit_is_refused(tmp_path):

@@ -41,7 +41,7 @@ class LinearModel(nn.Module):
 TARGET = torch.tensor([0, 3, 1])
 
 
-def run(name: str, model: nn.Module, x: Tensor, target) -> Tensor:
+def run(name: str, model: nn.Module, x: Tensor, target, **more) -> Tensor:
     options = {
         "rise": {"masks": 20},
         "smoothgrad": {"samples": 3},
@@ -49,7 +49,7 @@ def run(name: str, model: nn.Module, x: Tensor, target) -> Tensor:
     }
     if name == "lrp":
         pytest.importorskip("zennit")
-    return BASELINES[name](model, x, target, **options.get(name, {}))
+    return BASELINES[name](model, x, target, **options.get(name, {}), **more)
 
 
 # One table: what every baseline must do
@@ -104,6 +104,62 @@ def test_integer_images_are_refused(name):
 def test_models_in_half_precision_are_explained(name):
     maps = run(name, small_cnn().bfloat16(), images().bfloat16(), TARGET)
     assert torch.isfinite(maps).all()
+    assert maps.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (explain.rise, {"masks": 400, "keep": 0.9, "batch_size": 1}),
+        (explain.smoothgrad, {"samples": 400}),
+        (explain.integrated_gradients, {"steps": 300}),
+    ],
+)
+def test_means_of_many_passes_keep_their_digits_in_half_precision(method, options):
+    # The sums would stand still at 256 terms, where a bfloat16 no longer changes by adding 1.
+    class Even(nn.Module):
+        def forward(self, x):
+            return torch.stack([x.sum((1, 2, 3)) + 20, x.sum((1, 2, 3)) * 0], 1)
+
+    x = images(1, size=(4, 4)).abs()
+    want = method(Even(), x, 0, **options)
+    ours = method(Even(), x.bfloat16(), 0, **options)
+    torch.testing.assert_close(ours.float(), want, rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(set(BASELINES) - {"lrp"}))
+def test_a_model_may_work_in_place_on_its_input(name):
+    class InPlace(nn.Module):
+        def __init__(self, inplace: bool) -> None:
+            super().__init__()
+            self.net, self.inplace = small_cnn(), inplace
+
+        def forward(self, x):
+            return self.net(x.sub_(0.5).div_(0.25) if self.inplace else (x - 0.5) / 0.25)
+
+    x = images()
+    layer = {"layer": "net.3"} if name in CAMS else {}
+    want = run(name, InPlace(False).eval(), x, TARGET, **layer)
+    ours = run(name, InPlace(True).eval(), x, TARGET, **layer)
+    assert torch.equal(x, images())
+    torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_maps_keep_no_graph_of_an_image_that_requires_a_gradient(name):
+    x = images().requires_grad_()
+    assert not run(name, small_cnn(), x, TARGET).requires_grad
+    assert x.grad is None
+
+
+@pytest.mark.parametrize("name", sorted(set(BASELINES) - {"lrp"}))
+def test_images_and_calls_of_inference_mode_are_explained(name):
+    model = small_cnn()
+    want = run(name, model, images(), TARGET)
+    with torch.inference_mode():
+        x = images()
+        torch.testing.assert_close(run(name, model, x, TARGET), want)
+    torch.testing.assert_close(run(name, model, x, TARGET), want)
 
 
 # Closed forms
@@ -189,6 +245,21 @@ def test_rise_finds_the_pixels_that_the_class_is_read_from():
     torch.testing.assert_close(even, torch.full_like(even, chance), rtol=0.05, atol=0)
 
 
+def test_rise_of_a_single_logit_takes_its_sigmoid():
+    class Single(nn.Module):
+        def __init__(self, two: bool) -> None:
+            super().__init__()
+            self.two = two
+
+        def forward(self, x):
+            logit = 4 * x[:, 0, :3, :3].mean((1, 2)) - 2
+            return torch.stack([logit, 0 * logit], 1) if self.two else logit[:, None]
+
+    x = images(2, size=(6, 6)).abs()
+    ours = explain.rise(Single(two=False), x, None, masks=50, cells=3)
+    torch.testing.assert_close(ours, explain.rise(Single(two=True), x, 0, masks=50, cells=3))
+
+
 def test_cams_follow_their_formulas():
     model, x = small_cnn(), images()
     features = model[:4](x).detach().requires_grad_()
@@ -221,19 +292,66 @@ def test_gradcam_reads_the_last_map_and_refuses_vectors():
         explain.gradcam(nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), x, 1)
 
 
-def test_guided_backprop_treats_functions_and_methods_as_modules():
+RELUS = {
+    "module": lambda x: nn.ReLU()(x),
+    "function": lambda x: F.relu(x),
+    "method": lambda x: x.relu(),
+}
+RELUS_IN_PLACE = {
+    "module in place": lambda x: nn.ReLU(inplace=True)(x),
+    "function in place": lambda x: F.relu(x, inplace=True),
+    "function with underscore": lambda x: F.relu_(x),
+    "method with underscore": lambda x: x.relu_(),
+}
+
+
+@pytest.mark.parametrize(
+    ("relu", "statement"),
+    [(relu, False) for relu in (RELUS | RELUS_IN_PLACE).values()]
+    + [(relu, True) for relu in RELUS_IN_PLACE.values()],
+    ids=[*RELUS, *RELUS_IN_PLACE, *(f"{name}, as a statement" for name in RELUS_IN_PLACE)],
+)
+def test_guided_backprop_treats_functions_and_methods_as_modules(relu, statement):
     class Functional(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.net = small_cnn()
 
+        def rectified(self, x):
+            out = relu(x)
+            return x if statement else out
+
         def forward(self, x):
-            x = F.relu(self.net[:2](x))
-            return self.net[5:](self.net[3](x).relu_())
+            x = self.rectified(self.net[:2](x))
+            return self.net[5:](self.rectified(self.net[3](x)))
 
     model = Functional().eval()
     want = explain.guided_backprop(model.net, images(), TARGET)
     torch.testing.assert_close(explain.guided_backprop(model, images(), TARGET), want)
+
+
+def test_guided_backprop_follows_a_relu_in_place_on_a_view_and_on_the_image():
+    class Half(nn.Module):
+        def __init__(self, inplace: bool) -> None:
+            super().__init__()
+            self.net, self.inplace = small_cnn(), inplace
+
+        def forward(self, x):
+            if self.inplace:
+                x.relu_()
+                x = self.net[0](x)
+                x[:, :3].relu_()
+            else:
+                x = self.net[0](x.relu())
+                x = torch.cat([x[:, :3].relu(), x[:, 3:]], dim=1)
+            return self.net[1:](x)
+
+    x = images()
+    want = explain.guided_backprop(Half(inplace=False).eval(), x, TARGET)
+    torch.testing.assert_close(explain.guided_backprop(Half(inplace=True).eval(), x, TARGET), want)
+
+
+def test_guided_backprop_needs_a_relu():
     with pytest.raises(ValueError, match="needs a ReLU"):
         explain.guided_backprop(LinearModel(), images(), TARGET)
 
@@ -268,6 +386,11 @@ def test_random_maps_are_uniform_and_repeat_with_their_seed():
         (lambda m, x: explain.smoothgrad(m, x, 0, noise=-1.0), "noise >= 0"),
         (lambda m, x: explain.integrated_gradients(m, x, 0, steps=0), "steps"),
         (lambda m, x: explain.integrated_gradients(m, x, 0, baseline="blur"), "baseline"),
+        (
+            lambda m, x: explain.integrated_gradients(m, x, 0, baseline=torch.zeros(7)),
+            r"baseline must broadcast to \(3, 3, 16, 16\), got shape \(7,\)",
+        ),
+        (lambda m, x: explain.occlusion(m, x, 0, baseline=torch.zeros(2, 1, 1)), r"\(2, 1, 1\)"),
         (lambda m, x: explain.occlusion(m, x, 0, patch=4, stride=5), "stride"),
         (lambda m, x: explain.occlusion(m, x, 0, patch=0), "patch"),
         (lambda m, x: explain.occlusion(m, x.flatten(2), 0), "x must be"),

@@ -4,12 +4,13 @@ import copy
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addis.explain import BottleneckStats, InformationBottleneck, logit_margin
+from addis.explain import BottleneckStats, InformationBottleneck, Layout, logit_margin
 from addis.explain._noise import Noise
 from tests.explain import oracles
 
@@ -234,7 +235,8 @@ def test_model_is_left_as_it_was_also_after_an_exception():
 def test_the_model_is_no_part_of_the_bottleneck():
     iba = bottleneck()
     assert list(iba.parameters()) == []
-    assert set(iba.state_dict()) == {f"stats.{n}" for n in ("count", "mean", "squares", "nonzero")}
+    names = ("count", "mean", "squares", "nonzero", "_extra_state")
+    assert set(iba.state_dict()) == {f"stats.{n}" for n in names}
 
 
 def test_graph_mode_outside_does_not_matter():
@@ -245,6 +247,78 @@ def test_graph_mode_outside_does_not_matter():
     with torch.inference_mode():
         x = images()
     assert torch.equal(iba.attribute(x, 1).map, want)
+
+
+def test_inference_mode_outside_does_not_matter():
+    want, model = bottleneck().attribute(images(), 1, batch_size=3).map, small_cnn()
+    with torch.inference_mode():
+        iba = bottleneck(model)
+        assert torch.equal(iba.attribute(images(), 1, batch_size=3).map, want)
+    iba.stats.update(torch.randn(2, 6, 16, 16))
+
+
+class Frozen(nn.Module):
+    """Turns gradients off up to the layer and cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        net = sure()
+        self.backbone, self.head = net[:3], net[3:]
+
+    def forward(self, x):
+        with torch.no_grad():
+            features = self.backbone(x)
+        return self.head(features) if float(features.detach().sum()) > -1e9 else features
+
+
+def test_a_model_that_turns_gradients_off_up_to_the_layer_is_explained_all_the_same():
+    found = bottleneck(Frozen().eval(), "backbone").attribute(images(2), 1)
+    torch.testing.assert_close(found.map, bottleneck(sure()).attribute(images(2), 1).map)
+
+
+class Aside(nn.Module):
+    """A layer whose output is not used, and one behind which gradients end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused, self.net = nn.Conv2d(3, 4, 3), small_cnn()
+
+    def forward(self, x):
+        self.unused(x)
+        return self.net[3:](self.net[:3](x).detach())
+
+
+@pytest.mark.parametrize("layer", ["unused", "net.0"])
+def test_an_output_that_does_not_depend_on_the_layer_is_an_error(layer):
+    with pytest.raises(ValueError, match=f"does not depend on layer '{layer}'"):
+        bottleneck(Aside().eval(), layer).attribute(images(), 1)
+
+
+def test_an_objective_that_does_not_depend_on_the_layer_is_an_error():
+    with pytest.raises(ValueError, match="does not depend on layer '2'"):
+        bottleneck().attribute(images(), objective=lambda out, _: out.detach()[:, 0])
+
+
+def test_the_images_are_left_to_the_caller():
+    class InPlace(nn.Module):
+        def forward(self, x):
+            return x.sub_(0.5).div_(0.25)
+
+    model = nn.Sequential(InPlace(), small_cnn()).eval()
+    x = images(2)
+    iba = InformationBottleneck(model, "1.2", seed=0)
+    iba.stats = iba.estimate(x)
+    iba.attribute(x, 1)
+    assert torch.equal(x, images(2))
+
+
+def test_auto_is_known_once_the_model_has_seen_an_input():
+    model = nn.Sequential(small_cnn()[:4], nn.AvgPool2d(2), nn.Flatten(), nn.Linear(128, 4)).eval()
+    iba = InformationBottleneck(model)
+    assert iba.layer is None
+    iba.stats = iba.estimate(images(40))
+    assert iba.layer is not None
+    assert iba.attribute(images(), 1).layer == iba.layer.name
 
 
 # Shapes and dtypes
@@ -274,6 +348,17 @@ def test_tokens_are_mapped_to_their_grid_and_the_class_token_counts_in_the_total
     cls = att.capacity[:, 0].sum(1) / math.log(2)
     torch.testing.assert_close(att.map.sum((1, 2)) + cls, att.total_bits, rtol=0.02, atol=0)
     assert att.channel_bits.shape == (4, 8)
+    assert att.unit == "bits per pixel"
+
+
+def test_tokens_of_no_grid_are_given_in_bits_each():
+    torch.manual_seed(0)
+    att = bottleneck(Tokens().eval(), "block", layout=Layout("tokens", (17,))).attribute(
+        images(), 1
+    )
+    assert att.map.shape == (4, 17)
+    assert att.unit == "bits"
+    torch.testing.assert_close(att.map.sum(1), att.total_bits)
 
 
 def test_the_fused_update_is_the_plain_one_in_every_layout(monkeypatch):
@@ -475,6 +560,22 @@ def test_statistics_that_are_not_finite_are_refused():
 def test_settings_out_of_range_are_named(name, value):
     with pytest.raises(ValueError, match=name):
         InformationBottleneck(small_cnn(), "2", **{name: value})
+
+
+@pytest.mark.parametrize("name", ["steps", "draws"])
+def test_counts_must_be_integers(name):
+    with pytest.raises(TypeError, match=f"{name} must be an integer, got 2.5"):
+        InformationBottleneck(small_cnn(), "2", **{name: 2.5})
+
+
+def test_targets_of_another_length_than_the_whole_batch_are_refused():
+    iba = bottleneck(steps=1)
+    classes = [0, 1, 2, 3] * 2
+    want = iba.attribute(images(8), torch.tensor(classes), batch_size=4).map
+    for target in (classes, np.array(classes)):
+        assert torch.equal(iba.attribute(images(8), target, batch_size=4).map, want)
+        with pytest.raises(ValueError, match=r"must have shape \(8,\), got \(4,\)"):
+            iba.attribute(images(8), target[:4], batch_size=4)
 
 
 def test_a_model_without_logits_needs_an_objective():

@@ -5,8 +5,19 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from addis.explain._channel import Prior, blur, capacity_nats, layout_of, resize_to, smoothing
+from addis.explain import _channel
+from addis.explain._channel import (
+    _LONG,
+    Layout,
+    Prior,
+    blur,
+    capacity_nats,
+    layout_of,
+    resize_to,
+    smoothing,
+)
 from tests.explain import oracles
 
 
@@ -52,6 +63,28 @@ def test_blur_is_scipys_with_mirrored_ends(std):
     np.testing.assert_allclose(ours.numpy(), oracles.gaussian_blur(maps.numpy(), std), atol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(250,), (251,), (30, 251), (251, 260), (251, 3, 4)])
+def test_blur_of_a_long_axis_is_that_of_its_matrix(shape, monkeypatch):
+    kinds, values, grads = [], [], []
+    for long in (_LONG, math.inf):
+        monkeypatch.setattr(_channel, "_LONG", long)
+        maps = normal(2, 2, *shape).requires_grad_()
+        axes = tuple(smoothing(n, 1.0, maps) for n in shape)
+        kinds.append([axis.dim() for axis in axes])
+        values.append(blur(maps, axes))
+        grads += torch.autograd.grad(values[-1].pow(3).sum(), maps)
+    assert kinds == [[1 if n > 250 else 2 for n in shape], [2] * len(shape)]
+    torch.testing.assert_close(*values, atol=1e-14, rtol=1e-13)
+    torch.testing.assert_close(*grads, atol=1e-13, rtol=1e-12)
+
+
+def test_blur_of_a_long_signal_needs_no_square_of_its_length():
+    signal = normal(1, 1, 1_000_000)
+    smooth = blur(signal, (smoothing(1_000_000, 1.0, signal),))
+    want = oracles.gaussian_blur(signal.numpy(), 1.0)
+    np.testing.assert_allclose(smooth.numpy(), want, atol=1e-12)
+
+
 def test_blur_of_a_mask_and_of_its_complement_sum_to_one():
     mask = torch.rand(1, 2, 9, 11)
     matrices = tuple(smoothing(n, 1.0, mask) for n in (9, 11))
@@ -80,7 +113,17 @@ def test_blur_works_on_one_and_three_axes_and_on_axes_shorter_than_the_kernel():
         ((14, 14, 96), (3, 224, 224), "tokens", (14, 14), 0),
         ((7, 14, 96), (3, 112, 224), "tokens", (7, 14), 0),
         ((197, 64), (3, 224, 224), "tokens", (14, 14), 1),
+        ((198, 64), (3, 224, 224), "tokens", (14, 14), 2),
         ((201, 64), (3, 224, 224), "tokens", (14, 14), 5),
+        ((49, 64), (3, 224, 224), "tokens", (7, 7), 0),
+        ((33, 8), (3, 32, 64), "tokens", (4, 8), 1),
+        ((320, 8), (3, 256, 320), "tokens", (16, 20), 0),
+        ((14, 8), (3, 24, 24), "tokens", (3, 3), 5),
+        ((9, 8), (3, 16, 16), "tokens", (2, 2), 5),
+        ((9, 8), (3, 15, 15), "tokens", (3, 3), 0),
+        ((2, 8), (3, 16, 16), "tokens", (1, 1), 1),
+        ((65, 8), (1, 16, 16, 16), "tokens", (4, 4, 4), 1),
+        ((16, 8), (1, 8, 8, 16), "tokens", (2, 2, 4), 0),
         ((16, 30), (2, 60), "channels_first", (30,), 0),
         ((16, 4, 5, 6), (1, 8, 10, 12), "channels_first", (4, 5, 6), 0),
         ((64,), (3, 32, 32), "vector", (), 0),
@@ -103,6 +146,36 @@ def test_tokens_lie_in_the_grid_in_rows():
 def test_a_layout_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="do not fit"):
         layout_of((4, 5), (3, 8, 8), "vector")
+    for layout in (Layout("tokens", (3, 8)), Layout("channels_first", (24,)), Layout("vector", ())):
+        with pytest.raises(ValueError, match="do not fit"):
+            layout_of((25, 8), (3, 30, 64), layout)
+
+
+@pytest.mark.parametrize(
+    ("length", "image", "words"),
+    [
+        (25, (30, 64), "fit no grid of its aspect"),
+        (207, (224, 224), "fit no grid of its aspect"),
+        (9, (24, 24), r"\(\(3, 3\), 0\) and \(\(2, 2\), 5\)"),
+    ],
+)
+def test_tokens_of_which_the_grid_is_not_known_need_a_layout(length, image, words):
+    with pytest.raises(ValueError, match=words):
+        layout_of((length, 8), (3, *image))
+    with pytest.raises(ValueError, match=r"layout=Layout\("):
+        layout_of((length, 8), (3, *image), "tokens")
+
+
+def test_a_layout_that_is_given_is_taken():
+    given = Layout("tokens", (3, 8), 1)
+    assert layout_of((25, 8), (3, 30, 64), given) is given
+    for layout in (
+        Layout("channels_first", (7, 5)),
+        Layout("tokens", (4, 7)),
+        Layout("vector", ()),
+    ):
+        shape = {"channels_first": (4, 7, 5), "tokens": (4, 7, 5), "vector": (4,)}[layout.kind]
+        assert layout_of(shape, (3, 8, 8), layout) is layout
 
 
 def test_open_channel_gives_the_features_and_closed_channel_the_prior():
@@ -138,3 +211,28 @@ def test_clamped_features_are_not_negative():
 def test_resizing_keeps_the_mean_at_an_integer_ratio():
     maps = normal(2, 7, 7)
     torch.testing.assert_close(resize_to(maps, (28, 28)).mean((1, 2)), maps.mean((1, 2)))
+
+
+@pytest.mark.parametrize("size", [(28, 28), (16, 16), (10, 37), (1, 2), (112, 5)])
+def test_shrinking_loses_no_cell(size):
+    for maps in (normal(2, 112, 50).abs(), torch.eye(112 * 50).view(-1, 112, 50)[2017:2020]):
+        small = resize_to(maps, size)
+        assert small.shape == (len(maps), *size)
+        torch.testing.assert_close(small.mean((1, 2)), maps.mean((1, 2)))
+
+
+def test_shrinking_averages_what_a_new_cell_covers():
+    maps = torch.arange(1.0, 6.0)[None]
+    want = torch.tensor([[1 + 2 * 2 / 3, 2 / 3 + 3 + 4 / 3, 4 * 2 / 3 + 5]]) * (3 / 5)
+    torch.testing.assert_close(resize_to(maps, (3,)), want)
+    volume = normal(1, 8, 6, 4)
+    torch.testing.assert_close(
+        resize_to(volume, (4, 6, 2)), F.avg_pool3d(volume[:, None], (2, 1, 2))[:, 0]
+    )
+
+
+def test_a_map_that_shrinks_along_one_axis_and_grows_along_the_other_keeps_its_mean():
+    maps = normal(2, 21, 7)
+    small = resize_to(maps, (7, 28))
+    torch.testing.assert_close(small.mean((1, 2)), maps.mean((1, 2)))
+    torch.testing.assert_close(small, resize_to(F.avg_pool1d(maps.mT, 3).mT, (7, 28)))

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from addis.explain import _impute
 from addis.explain._degradation import DegradationCurve, degradation
-from addis.explain._impute import noisy_linear
+from addis.explain._impute import _conjugate_gradients, noisy_linear
 from tests.explain import oracles_metrics as oracles
 
 
@@ -206,7 +207,9 @@ def test_noisy_linear_curves_equal_the_dense_systems():
     assert np.allclose(curve.lerf, lerf, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(13, 11), (16, 16), (5, 9), (2, 7), (31, 37)])
+@pytest.mark.parametrize(
+    "shape", [(13, 11), (16, 16), (5, 9), (2, 7), (31, 37), (3, 90), (70, 6), (1, 40)]
+)
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.97])
 def test_imputation_solves_the_dense_system(shape, share):
     g = generator(9)
@@ -227,6 +230,26 @@ def test_imputation_of_a_large_hole_does_not_drift_in_single_precision():
     single = noisy_linear(x, missing, noise=0.0)
     double = noisy_linear(x.double(), missing, noise=0.0, tolerance=1e-13)
     assert (single - double).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(1, 512), (4, 512), (8, 1024), (3, 2000), (33, 500)])
+def test_a_long_hole_is_filled_in_few_steps_whatever_its_shape(shape, monkeypatch):
+    monkeypatch.setattr(_impute, "_conjugate_gradients", partial(_conjugate_gradients, most=40))
+    slope = torch.linspace(0, 1, shape[1], dtype=torch.float64).expand(1, 1, *shape)
+    missing = torch.ones(1, *shape, dtype=torch.bool)
+    missing[..., [0, -1]] = False
+    x = slope.masked_fill(missing[:, None], 0)
+    solved = noisy_linear(x, missing, noise=0.0, tolerance=1e-12)
+    torch.testing.assert_close(solved, slope, atol=1e-6, rtol=0)
+    turned = noisy_linear(x.mT, missing.mT, noise=0.0, tolerance=1e-12)
+    torch.testing.assert_close(turned, slope.mT, atol=1e-6, rtol=0)
+    monkeypatch.setattr(_impute, "_conjugate_gradients", partial(_conjugate_gradients, most=22))
+    noisy_linear(x.float(), missing)  # reaches its default tolerance
+
+
+def test_imputation_keeps_no_graph():
+    x = torch.randn(1, 1, 6, 6, requires_grad=True)
+    assert not noisy_linear(x, x[:, 0] > 0).requires_grad
 
 
 def test_imputation_keeps_known_pixels_and_does_not_read_missing_ones():

@@ -120,7 +120,41 @@ def test_a_model_that_notes_what_it_saw_is_not_told_of_the_tracing():
     x = torch.randn(1, 3, 4, 4)
     with torch.no_grad():
         assert torch.equal(folded(model, x)(x), x.mean((2, 3)))
-    assert model.last is x  # the check of the copy ran the model on x
+    assert torch.equal(model.last, x)  # the check of the copy ran the model on x
+
+
+def test_a_hook_sees_no_proxy_of_the_tracing():
+    seen = []
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Flatten()).eval()
+    model[0].register_forward_hook(lambda *parts: seen.append(type(parts[-1])))
+    folded(model, torch.randn(1, 3, 4, 4))
+    assert set(seen) <= {torch.Tensor}
+
+
+def test_a_cache_that_the_first_pass_fills_hinders_no_copy_that_cannot_be_traced():
+    class Caching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.ones = nn.Conv2d(3, 4, 3), None
+
+        def forward(self, x):
+            if self.ones is None:
+                self.ones = torch.ones_like(x[:1])
+            return self.conv(x * self.ones).mean((2, 3)) * (1 if x.sum() > -1e9 else -1)
+
+    model = Caching().eval()
+    assert folded(model, torch.randn(1, 3, 4, 4)) is not model
+
+
+def test_the_check_leaves_the_images_to_the_caller():
+    class InPlace(nn.Module):
+        def forward(self, x):
+            return x.sub_(0.5).mean((2, 3))
+
+    x = torch.randn(1, 3, 4, 4)
+    before = x.clone()
+    folded(InPlace().eval(), x)
+    assert torch.equal(x, before)
 
 
 def test_a_model_that_needs_the_channels_first_is_used_as_it_is():

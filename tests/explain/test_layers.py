@@ -109,6 +109,106 @@ def test_a_layer_without_float_output_is_refused():
         capture(model, [find_layer(model, "0")], torch.randn(1, 2, 4, 4))
 
 
+class Merging(nn.Linear):
+    """Does more in ``train`` and ``eval`` than to set the mode, as adapters do."""
+
+    merged = False
+
+    def train(self, mode=True):
+        self.merged = not mode
+        return super().train(mode)
+
+
+def test_the_models_own_eval_is_not_called():
+    model = nn.Sequential(nn.Flatten(), Merging(4, 2))
+    with undisturbed(model):
+        assert not model[1].training
+        assert not model[1].merged
+    assert model.training
+    assert model[1].training
+
+
+class Observing(nn.Module):
+    """Changes its buffers in evaluation mode: in place, in their size, by another, from none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, value in (("a", torch.ones(2)), ("b", torch.ones(0)), ("c", torch.ones(2))):
+            self.register_buffer(name, value)
+        self.register_buffer("none", None)
+        self.register_buffer("sparse", torch.eye(2).to_sparse())
+
+    def forward(self, x):
+        self.a.mul_(2)
+        self.b.resize_(3).fill_(2)
+        self.c = self.c + 1
+        self.none = self.c
+        self.sparse.mul_(2)
+        return x
+
+
+def test_buffers_are_put_back():
+    model = Observing().eval()
+    held = (model.a, model.b, model.c)
+    with undisturbed(model):
+        model(torch.ones(1, 2))
+    assert model.a is held[0]
+    assert model.b is held[1]
+    assert model.c is held[2]
+    assert [b.tolist() for b in held] == [[1, 1], [], [1, 1]]
+    assert model.none is None
+    assert torch.equal(model.sparse.to_dense(), torch.eye(2))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_a_scripted_part_is_left_as_it_was():
+    norm = nn.BatchNorm2d(2).eval()
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), torch.jit.script(norm)).eval()
+    with undisturbed(model), torch.no_grad():
+        model(torch.randn(1, 1, 4, 4))
+        model[1].running_mean.add_(1)
+    assert model[1].running_mean.tolist() == [0, 0]
+
+
+def test_a_graph_of_the_callers_through_a_buffer_stays_valid():
+    model = nn.Sequential(nn.BatchNorm1d(2)).eval()
+    loss = model(torch.randn(3, 2)).sum()
+    with undisturbed(model):
+        model(torch.randn(3, 2))
+    loss.backward()
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_inference_mode_is_left_and_the_gradient_mode_kept(mode):
+    model = Observing().eval()
+    with mode():
+        grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        model.c = torch.ones(2)  # of an inference mode, too, it is put back
+        with undisturbed(model):
+            assert not torch.is_inference_mode_enabled()
+            assert torch.is_grad_enabled() == grad
+            model.c = model.c + 1
+        assert torch.is_inference_mode_enabled() == inference
+        assert torch.is_grad_enabled() == grad
+    with undisturbed(model):
+        pass
+    assert model.c.tolist() == [1, 1]
+
+
+def test_the_model_may_work_in_place_on_the_batch():
+    class InPlace(nn.Module):
+        def forward(self, x):
+            return x.sub_(0.5)
+
+    model = nn.Sequential(InPlace(), nn.Conv2d(1, 2, 3), nn.AvgPool2d(2), nn.AvgPool2d(2)).eval()
+    x = torch.rand(2, 1, 14, 14)
+    before = x.clone()
+    capture(model, [find_layer(model, "1")], x)
+    features_of(model, [find_layer(model, "1")], x)
+    find_layer(model, "auto", x)
+    assert torch.equal(x, before)
+
+
 def test_modes_and_gradient_flags_are_restored_one_by_one():
     model = staged()
     model.layer2.train()

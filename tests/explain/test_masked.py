@@ -88,6 +88,11 @@ def test_bad_input_is_named():
         masked_prediction(iba, X, 0, corner(2), keep=0.5)
     with pytest.raises(ValueError, match=r"keep must lie in \[0, 1\]"):
         masked_prediction(iba, X, 0, corner(), keep=1.5)
+    for name in ("keep", "threshold"):
+        with pytest.raises(ValueError, match=rf"{name} must be one number or \(3,\), got .*\(4,\)"):
+            masked_prediction(iba, X, 0, corner(), **{name: torch.ones(4)}, batch_size=2)
+    with pytest.raises(ValueError, match=r"shape \(3,\), got \(2,\)"):
+        masked_prediction(iba, X, [0, 1], corner(), keep=0.5, batch_size=2)
     with pytest.raises(ValueError, match="axes"):
         masked_prediction(iba, X, 0, corner()[:, None], keep=0.5)
     with pytest.raises(FloatingPointError, match="relevance"):

@@ -426,6 +426,27 @@ def test_the_model_is_left_as_it_was():
         assert torch.equal(value, before[key]), key
 
 
+def test_a_model_may_work_in_place_on_its_input_outside_or_inside_inference_mode():
+    class InPlace(nn.Module):
+        def forward(self, x):
+            return x.sub_(0.5)
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2))
+    model, x = nn.Sequential(InPlace(), net).eval(), torch.randn(20, 1, 6, 6)
+    before, plain = x.clone(), x - 0.5
+    with torch.inference_mode():
+        x = x.clone()
+        found = Patterns.estimate(model, x)
+        maps = pattern_attribution(model, x, 1, found)
+    want = Patterns.estimate(net, plain)
+    for name, a in want.directions.items():
+        torch.testing.assert_close(found.directions[f"1.{name}"], a)
+    torch.testing.assert_close(pattern_attribution(model, x, 1, found), maps)
+    torch.testing.assert_close(maps, pattern_attribution(net, plain, 1, want))
+    assert torch.equal(x, before)
+
+
 def test_files_come_back_and_others_are_refused(tmp_path):
     model, x = convnet(), randn(40, 3, 8, 8)
     patterns, path = Patterns.estimate(model, x), tmp_path / "patterns.safetensors"

@@ -83,6 +83,15 @@ def test_ratio_equals_the_mean_over_every_order_of_equal_pixels(seed):
 def test_a_box_that_is_empty_or_outside_is_refused(box):
     with pytest.raises(ValueError, match="boxes must be"):
         bbox_ratio(torch.rand(1, 9, 7), torch.tensor([box]))
+    beside = torch.tensor([[[1, 1, 3, 3], [1, 1, 3, 3]], [[1, 1, 3, 3], box]])
+    with pytest.raises(ValueError, match="for image 1"):
+        bbox_ratio(torch.rand(2, 9, 7), beside)
+
+
+def test_an_image_without_boxes_is_refused_beside_others():
+    boxes = [torch.tensor([[0, 0, 1, 1]]), torch.zeros(0, 4, dtype=torch.int64)]
+    with pytest.raises(ValueError, match=r"got \[\] for image 1"):
+        bbox_ratio(torch.rand(2, 9, 7), boxes)
 
 
 @pytest.mark.parametrize(

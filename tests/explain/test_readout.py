@@ -152,6 +152,37 @@ def test_the_same_seeds_train_the_same_readout():
     assert torch.equal(*maps)
 
 
+def test_a_loss_that_does_not_depend_on_the_layer_is_an_error():
+    class Cut(nn.Module):
+        def forward(self, x):
+            return x.detach()
+
+    model = small_cnn()
+    model[3] = nn.Sequential(Cut(), model[3])
+    net = readout(model)
+    with pytest.raises(ValueError, match="does not depend on layer '2'"):
+        net.loss(images(), 1, seed=0)
+    with torch.no_grad():  # to read the loss needs no gradient
+        assert torch.isfinite(net.loss(images(), 1, seed=0))
+
+
+def test_torchs_generators_are_left_as_they_were(monkeypatch):
+    model = small_cnn()
+    stats = ReadoutBottleneck.estimate(model, "2", READ, images(60, 2))
+    state = torch.get_rng_state()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("a device's too"))
+    ReadoutBottleneck(model, "2", READ, stats)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_state_of_another_prior_is_refused():
+    net = readout(small_cnn())
+    other = [BottleneckStats(each.shape, prior="halfnormal") for each in net.stats]
+    half = ReadoutBottleneck(small_cnn(), "2", READ, other)
+    with pytest.raises(ValueError, match="prior 'gaussian', these have 'halfnormal'"):
+        half.load_state_dict(net.state_dict())
+
+
 def test_bad_input_is_named():
     model = small_cnn()
     net = readout(model)
@@ -162,6 +193,8 @@ def test_bad_input_is_named():
         ReadoutBottleneck(model, "2", READ, stats, beta=-1)
     with pytest.raises(ValueError, match=r"maps \(C, H, W\)"):
         ReadoutBottleneck(model, "7", ["2"], [stats[3], stats[1]])
+    with pytest.raises(ValueError, match=r"stats of '4' have \(8, 8\)"):
+        ReadoutBottleneck(model, "2", ["4"], [stats[0], BottleneckStats((8, 8))])
     with pytest.raises(ValueError, match="epochs >= 1"):
         net.fit([], epochs=0)
     with pytest.raises(ValueError, match="no batch"):

@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from addis.explain._sanity import cascade_randomization, spearman, ssim
 from addis.explain._sensitivity import pearson
@@ -127,6 +128,77 @@ def test_named_layers_are_randomised_with_all_they_contain():
     assert found.layers == ("1", "0")
 
 
+@pytest.mark.parametrize(
+    "computed",
+    [
+        lambda layer: prune.l1_unstructured(layer, "weight", amount=0.3),
+        torch.nn.utils.weight_norm,
+        torch.nn.utils.parametrizations.weight_norm,
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+def test_a_weight_that_is_computed_from_others_is_randomised_too(computed):
+    model, x = net(), batch()[0]
+    for place in (0, 5):
+        computed(model[place])
+    seen = []
+
+    def note(model, x, target):
+        maps = gradient(model, x, target)
+        seen.append([model[place].weight.detach().clone() for place in (0, 5)])
+        return maps
+
+    model(x)  # leaves a weight with a graph where it is computed by a hook
+    cascade_randomization(model, note, *batch(), layers=["0", "5"])
+    changed = [[not torch.equal(a, b) for a, b in zip(seen[0], s, strict=True)] for s in seen]
+    assert changed == [[False, False], [False, True], [True, True]]
+
+
+def test_parameters_of_the_model_itself_are_randomised_last():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.place = nn.Conv2d(3, 4, 3), nn.Parameter(torch.randn(4, 12, 11))
+
+        def forward(self, x):
+            return (self.stem(x) * self.place).mean((2, 3))
+
+    torch.manual_seed(0)
+    model, seen = Positions(), []
+
+    def note(model, x, target):
+        seen.append(model.place.detach().clone())
+        return gradient(model, x, target)
+
+    found = cascade_randomization(model, note, *batch())
+    assert found.layers == ("stem", "")
+    assert [torch.equal(place, model.place) for place in seen] == [True, True, False]
+
+
+def test_no_other_devices_generator_is_seeded(monkeypatch):
+    model = net()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("a device's too"))
+    cascade_randomization(model, gradient, *batch())
+
+
+def test_inference_mode_outside_does_not_matter():
+    x, target = batch()
+    want = cascade_randomization(net(), gradient, x, target).pearson
+    model = net()
+    with torch.inference_mode():
+        assert torch.equal(cascade_randomization(model, gradient, x.clone(), target).pearson, want)
+
+
+def test_the_images_are_left_to_the_caller():
+    class InPlace(nn.Module):
+        def forward(self, x):
+            return x.sub_(0.5)
+
+    model, (x, target) = nn.Sequential(InPlace(), net()).eval(), batch()
+    cascade_randomization(model, lambda m, x, t: x.sum(1), x, target)
+    assert torch.equal(x, batch()[0])
+
+
 def test_parameters_without_a_reset_keep_their_mean_and_spread():
     class Scale(nn.Module):
         def __init__(self):
@@ -151,6 +223,7 @@ def test_parameters_without_a_reset_keep_their_mean_and_spread():
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
+        ({"layers": []}, ValueError, "at least one layer"),
         ({"layers": ["7"]}, ValueError, "'7'"),
         ({"layers": ["2"]}, ValueError, "no parameters"),
         ({"model": nn.Flatten()}, ValueError, "nothing to randomise"),

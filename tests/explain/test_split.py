@@ -159,6 +159,149 @@ def test_gradients_may_be_off_in_the_head():
             assert not torch.is_grad_enabled()
 
 
+class Frozen(Shortcut):
+    """Turns gradients off round the layer and cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(self.a, self.b, nn.ReLU())
+
+    def forward(self, x):
+        with torch.no_grad():
+            deep = self.backbone(x)
+        return self.fc(deep.mean((2, 3)) * (1 if x.sum() > -1e9 else -1))
+
+
+@pytest.mark.parametrize("layer", ["backbone", "b"])
+def test_a_model_that_turns_gradients_off_round_the_layer_has_them_from_there_on(layer):
+    torch.manual_seed(0)
+    model, x = Frozen().eval(), torch.randn(2, 3, 6, 6)
+    with undisturbed(model):
+        split = Splitter(model, find_layer(model, layer))(x, 1)
+        z = split.features.clone().requires_grad_()
+        out = split.head(z * 1)
+        (grad,) = torch.autograd.grad(out.square().sum(), z)
+        deep = z if layer == "backbone" else z.relu()
+        want = torch.autograd.grad(model.fc(deep.mean((2, 3))).square().sum(), z)[0]
+    assert split.how == "re-entry"
+    torch.testing.assert_close(grad, want)
+
+
+def tempered(model):
+    model.temperature = 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "how"),
+    [
+        (tempered, "suffix"),
+        (lambda m: m.register_forward_hook(lambda *parts: 2 * parts[-1]), "re-entry"),
+    ],
+)
+def test_a_change_that_no_weight_shows_is_seen_at_the_next_batch(change, how):
+    class Tempered(Shortcut):
+        temperature = 1.0
+
+        def forward(self, x):
+            return self.fc(self.b(self.a(x)).mean((2, 3))) / self.temperature
+
+    torch.manual_seed(0)
+    model, x = Tempered().eval(), torch.randn(2, 3, 6, 6)
+    splitter = Splitter(model, find_layer(model, "b"))
+    with undisturbed(model), torch.no_grad():
+        assert splitter(x, 2).how == "suffix"
+        change(model)
+        split = splitter(x, 2)
+        out = split.head(split.features.repeat_interleave(2, dim=0))
+    assert split.how == how
+    torch.testing.assert_close(out, model(x).detach().repeat_interleave(2, dim=0))
+
+
+def test_a_batch_size_that_does_not_fit_is_noticed_and_the_next_one_that_does():
+    model = FixedBatch().eval()
+    splitter = Splitter(model, find_layer(model, "b"))
+    with undisturbed(model):
+        assert splitter(torch.randn(3, 3, 6, 6), 1).how == "suffix"
+        with pytest.raises(RuntimeError, match="shape"):
+            splitter(torch.randn(2, 3, 6, 6), 1)  # the model itself does not take it
+        assert splitter(torch.randn(3, 3, 6, 6), 2).how == "re-entry"
+        assert splitter(torch.randn(3, 3, 6, 6), 1).how == "suffix"
+
+
+class Noting(nn.Module):
+    """Fills a cache, appends to a list and makes a constant whenever it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.fc = Shortcut(), nn.Linear(5, 2)
+        self.grid, self.seen = None, []
+
+    def forward(self, x):
+        y = self.inner(x)
+        self.seen.append(y)
+        if self.grid is None:
+            self.grid = torch.ones_like(y[:1])
+        return self.fc(y * self.grid * torch.linspace(0.5, 1, 5))
+
+
+def test_the_trace_leaves_no_mark_on_the_model():
+    torch.manual_seed(0)
+    model, x, shown = Noting().eval(), torch.randn(2, 3, 6, 6), []
+    model.inner.register_forward_hook(lambda *parts: shown.append(parts[-1]))
+    attributes = set(vars(model))
+    with undisturbed(model), torch.no_grad():
+        for layer in ("inner.b", "inner.a"):
+            split = Splitter(model, find_layer(model, layer))(x, 2)
+            assert split.how == "suffix"
+            for _ in range(2):
+                out = split.head(split.features.repeat_interleave(2, dim=0))
+                torch.testing.assert_close(out[::2], split.output)
+        assert set(vars(model)) == attributes
+        torch.testing.assert_close(model(x), split.output)
+    assert all(isinstance(one, torch.Tensor) for one in (model.grid, *model.seen, *shown))
+
+
+def test_a_constant_that_is_changed_in_place_is_made_anew_each_time():
+    class Adding(Shortcut):
+        def forward(self, x):
+            y = self.fc(self.b(self.a(x)).mean((2, 3)))
+            return y * torch.ones(5).add_(y.sum() * 0 + 1)
+
+    torch.manual_seed(0)
+    model, x = Adding().eval(), torch.randn(2, 3, 6, 6)
+    with undisturbed(model), torch.no_grad():
+        split = Splitter(model, find_layer(model, "b"))(x, 1)
+        assert split.how == "suffix"
+        for _ in range(2):
+            torch.testing.assert_close(split.head(split.features.clone()), split.output)
+
+
+def test_a_hook_that_changes_a_module_round_the_layer_is_obeyed():
+    torch.manual_seed(0)
+    model, x = Noting().eval(), torch.randn(2, 3, 6, 6)
+    model.inner.register_forward_hook(lambda *parts: 2 * parts[-1])
+    with undisturbed(model), torch.no_grad():
+        split = Splitter(model, find_layer(model, "inner.b"))(x, 1)
+        torch.testing.assert_close(split.head(split.features.clone()), model(x))
+
+
+@pytest.mark.parametrize("kind", [Shortcut, Flow])
+def test_a_model_may_work_in_place_on_its_input(kind):
+    class InPlace(kind):
+        def forward(self, x):
+            return super().forward(x.sub_(0.5)) + x.mean((1, 2, 3))[:, None]
+
+    torch.manual_seed(0)
+    model, x = InPlace().eval(), torch.randn(2, 3, 6, 6)
+    before = x.clone()
+    with undisturbed(model), torch.no_grad():
+        split = Splitter(model, find_layer(model, "b"))(x, 2)
+        for _ in range(2):
+            out = split.head(split.features.repeat_interleave(2, dim=0))
+            torch.testing.assert_close(out[::2], split.output)
+    assert torch.equal(x, before)
+
+
 def test_the_callers_head_is_used_and_checked():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).eval()

@@ -123,6 +123,8 @@ def test_inputs_that_cannot_be_used_are_named():
         BottleneckStats((2,), prior="uniform")
     with pytest.raises(TypeError, match="tensors of inputs"):
         BottleneckStats.estimate(net, "2", [("a", "b")])
+    with pytest.raises(TypeError, match=r"tensors of inputs.* got dict"):
+        BottleneckStats.estimate(net, "2", [{"image": torch.zeros(4, 1, 6, 6)}])
 
 
 def test_halfnormal_prior_has_mean_zero_and_the_root_mean_square_of_the_nonzero():
@@ -165,6 +167,50 @@ def test_another_file_is_refused(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="no BottleneckStats"):
         BottleneckStats.load(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("squares", torch.zeros(3)), ("count", torch.tensor([2, 2])), ("count", torch.tensor(-1)),
+     ("mean", torch.tensor([0.0, torch.nan])), ("squares", torch.tensor([-1.0, 0.0]))],
+)  # fmt: skip
+def test_a_damaged_file_is_refused(tmp_path, name, value):
+    from safetensors.torch import save_file
+
+    stats = BottleneckStats((2,))
+    stats.update(torch.randn(5, 2))
+    state = dict(stats.named_buffers()) | {name: value}
+    save_file(state, tmp_path / "stats.safetensors", metadata={"prior": "gaussian"})
+    with pytest.raises(ValueError, match=f"no BottleneckStats: {name} must be"):
+        BottleneckStats.load(tmp_path / "stats.safetensors")
+
+
+def test_a_state_of_another_prior_is_refused_and_one_without_is_taken(tmp_path):
+    stats = BottleneckStats((3, 4), prior="halfnormal")
+    stats.update(features())
+    torch.save(stats.state_dict(), tmp_path / "stats.pt")
+    state = torch.load(tmp_path / "stats.pt", weights_only=True)
+    other = BottleneckStats((3, 4))
+    with pytest.raises(ValueError, match="prior 'halfnormal', these have 'gaussian'"):
+        other.load_state_dict(state)
+    assert other.n == 0
+    same = BottleneckStats((3, 4), prior="halfnormal")
+    same.load_state_dict(state)
+    assert torch.equal(same.std, stats.std)
+    old = BottleneckStats((3, 4), prior="halfnormal")
+    old.load_state_dict(dict(stats.named_buffers()))  # as it was before the prior was saved
+    assert torch.equal(old.std, stats.std)
+
+
+def test_the_batches_are_left_to_the_caller():
+    class InPlace(nn.Module):
+        def forward(self, x):
+            return x.sub_(0.5)
+
+    x = torch.randn(8, 1, 6, 6)
+    before = x.clone()
+    BottleneckStats.estimate(nn.Sequential(InPlace(), model()).eval(), "1.0", x.split(4))
+    assert torch.equal(x, before)
 
 
 def test_resized_statistics_of_a_constant_are_constant():

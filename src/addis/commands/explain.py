@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from addis.commands._photo_model import PhotoModel
-    from addis.explain import Attribution
+    from addis.explain import Attribution, Layer
 
 __all__ = ["explain"]
 
@@ -54,7 +55,7 @@ def explain(
             ADDIS_DATA.
         beta: Weight of the information against the class; more means fewer bits.
         steps: Updates of the mask.
-        seed: Seed of the noise.
+        seed: Seed of what the method draws, noise or masks.
         device: Torch device.
         out: PNG file to write.
     """
@@ -77,12 +78,12 @@ def explain(
         iba = InformationBottleneck(network.module, place.name, beta=beta, steps=steps, seed=seed)
         iba.stats, source = statistics(network, place.name, stats, calibration)
         found = iba.attribute(x, index)
-        reason = f" ({place.reason})" if place.reason else ""
-        console.print(f"layer {place.name}{reason}; {source}")
+        console.print(f"{_told(place)}; {source}")
         console.print(f"{float(found.total_bits[0]):,.1f} bits pass")
     else:
-        found = _baseline(network, x, index, method, layer)
-        console.print(f"{method}: relevance without a unit")
+        found, read = _baseline(network, x, index, method, layer, seed)
+        where = f"{_told(read)}; " if read else ""
+        console.print(f"{where}{method}: relevance without a unit")
     title = f"{method}: {network.name(index)}, p = {chance:.3f}"
     console.print(f"wrote {found.save_png(out, network.pixels(x), title=title)}")
 
@@ -120,15 +121,34 @@ def _index(target: str, classes: tuple[str, ...], count: int) -> int:
     raise ValueError(f"target: no class {target!r}{hint}")
 
 
-def _baseline(network: PhotoModel, x: Tensor, index: int, method: str, layer: str) -> Attribution:
+def _told(layer: Layer) -> str:
+    return f"layer {layer.name} ({layer.reason})" if layer.reason else f"layer {layer.name}"
+
+
+def _baseline(
+    network: PhotoModel, x: Tensor, index: int, method: str, layer: str, seed: int
+) -> tuple[Attribution, Layer | None]:
+    """The map, and the layer from which it is read, if any."""
     import torch
 
-    from addis.explain import BASELINES, CAMS, Attribution
+    from addis.explain import BASELINES, CAMS, Attribution, find_layer
+    from addis.explain._layers import last_spatial_layer
 
-    if layer == "auto":
-        maps = BASELINES[method](network.module, x, index)
-    elif method in CAMS:
-        maps = CAMS[method](network.module, x, index, layer)
-    else:
+    model, place = network.module, None
+    if method in CAMS:
+        last = layer in ("auto", "last")
+        place = last_spatial_layer(model, x) if last else find_layer(model, layer, x)
+        maps = CAMS[method](model, x, index, place.name)
+    elif layer != "auto":
         raise ValueError(f"layer: method {method} reads the input, not a layer")
-    return Attribution(map=maps, total_bits=torch.full((1,), torch.nan), method=method)
+    else:
+        draws = "seed" in inspect.signature(BASELINES[method]).parameters
+        options: dict[str, Any] = {"seed": seed} if draws else {}
+        maps = BASELINES[method](model, x, index, **options)
+    found = Attribution(
+        map=maps,
+        total_bits=torch.full((1,), torch.nan),
+        method=method,
+        layer=place.name if place else "",
+    )
+    return found, place

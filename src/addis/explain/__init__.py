@@ -12,6 +12,7 @@ from addis.explain._cam import gradcam as gradcam
 from addis.explain._cam import guided_gradcam as guided_gradcam
 from addis.explain._cam import hirescam as hirescam
 from addis.explain._cam import layercam as layercam
+from addis.explain._channel import Layout as Layout
 from addis.explain._degradation import DegradationCurve as DegradationCurve
 from addis.explain._degradation import Fill as Fill
 from addis.explain._degradation import degradation as degradation

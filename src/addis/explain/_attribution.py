@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["Attribution"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Attribution:
     """Heat maps of a batch of images.
 

@@ -14,20 +14,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from addis.explain._attribution import Attribution
-from addis.explain._channel import LayoutName
+from addis.explain._channel import Layout, LayoutName
 from addis.explain._inputs import as_targets, check_finite, check_input, class_scores, rows_of
-from addis.explain._layers import Layer, find_layer, undisturbed, unwrap
+from addis.explain._layers import Layer, check_depends, find_layer, undisturbed, unwrap
 from addis.explain._noise import Noise
 from addis.explain._objectives import Objective, cross_entropy
 from addis.explain._restricted import Restricted, restrict
 from addis.explain._split import Splitter
-from addis.explain._stats import BottleneckStats, PriorName
+from addis.explain._stats import BottleneckStats, PriorName, estimate_all
 from addis.methods import Method
 
 __all__ = ["METHOD", "InformationBottleneck", "Reduce"]
@@ -83,6 +84,7 @@ class InformationBottleneck(nn.Module):
 
     Raises:
         ValueError: An argument is out of its range.
+        TypeError: ``steps`` or ``draws`` is not an integer.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
@@ -108,7 +110,7 @@ class InformationBottleneck(nn.Module):
         active_threshold: float = 0.01,
         clamp: bool = False,
         seed: int | None = None,
-        layout: LayoutName = "auto",
+        layout: LayoutName | Layout = "auto",
         head: Callable[[Tensor], Any] | None = None,
         official_timing: bool = False,
     ) -> None:
@@ -121,6 +123,9 @@ class InformationBottleneck(nn.Module):
                 raise ValueError(f"{name} must be finite and >= {low}, got {value}")
         if official_timing and steps < 2:
             raise ValueError(f"official_timing needs steps >= 2, got {steps}")
+        for name, count in (("steps", steps), ("draws", draws)):
+            if not isinstance(count, Integral):
+                raise TypeError(f"{name} must be an integer, got {count!r}")
         for name, value in (("lr", lr), ("min_std", min_std)):
             if not value > 0 or not math.isfinite(value):
                 raise ValueError(f"{name} must be finite and > 0, got {value}")
@@ -128,7 +133,7 @@ class InformationBottleneck(nn.Module):
         self.beta, self.steps, self.lr, self.draws = beta, steps, lr, draws
         self.smooth, self.alpha0, self.min_std = smooth, alpha0, min_std
         self.active_threshold, self.clamp, self.seed = active_threshold, clamp, seed
-        self.layout: LayoutName = layout
+        self.layout: LayoutName | Layout = layout
         self.official_timing = official_timing
         self._held = (model, layer, head)
         self._splitter: Splitter | None = None
@@ -157,7 +162,9 @@ class InformationBottleneck(nn.Module):
         ``stats``.
         """
         model, layer, _ = self._held
-        return BottleneckStats.estimate(model, layer, data, samples=samples, prior=prior)
+        known = layer if self._layer is None else self._layer.module
+        (self._layer,), (stats,) = estimate_all(model, [known], data, samples=samples, prior=prior)
+        return stats
 
     def attribute(
         self,
@@ -186,8 +193,8 @@ class InformationBottleneck(nn.Module):
 
         Raises:
             RuntimeError: There are no statistics yet.
-            ValueError: The target is missing or does not fit, or the features do not fit the
-                statistics.
+            ValueError: The target is missing or does not fit, the features do not fit the
+                statistics, or the objective does not depend on the layer.
             TypeError: ``x`` is not floating point.
             FloatingPointError: The input, the features or the objective are not finite.
         """
@@ -303,6 +310,7 @@ class InformationBottleneck(nn.Module):
                 mask, share = site.masks(alpha)
                 capacity = site.capacity(mask, share)
                 wrong = objective(site.run(mask, noise.draw()))
+                check_depends(site.split.layer, wrong)
                 loss = wrong + self.beta * capacity.flatten(1).mean(dim=1)
                 (grad,) = torch.autograd.grad(loss.sum(), alpha)
             alpha.grad = grad.contiguous()  # the fused update reads it in the order of alpha
@@ -334,7 +342,7 @@ class InformationBottleneck(nn.Module):
             history=history,
             layer=self._layer.name if self._layer else "",
             channel_axis=-1 if site.layout.kind == "tokens" else 1,
-            unit="bits per pixel" if per_pixel and site.layout.spatial else "bits",
+            unit="bits per pixel" if per_pixel and site.on_pixels else "bits",
         )
 
 
@@ -349,7 +357,7 @@ def _loss_of_images(
     """
     index = site.index
     if objective is None:
-        logits = class_scores(site.split.output)
+        logits = class_scores(site.split.output, len(rows))
         objective = cross_entropy(as_targets(target, logits))
     else:
         index = rows.to(index.device)[index]

@@ -19,6 +19,7 @@ from addis.explain._gradients import Target, guided_gradient
 from addis.explain._inputs import check_input, target_scores
 from addis.explain._layers import (
     Layer,
+    check_depends,
     check_runs,
     find_layer,
     first_tensor,
@@ -44,7 +45,7 @@ def gradcam(model: nn.Module, x: Tensor, target: Target, layer: str | nn.Module 
         ``(N, H, W)``, non-negative, resized linearly to the input.
 
     Raises:
-        ValueError: No such layer, or it gives no map.
+        ValueError: No such layer, it gives no map, or the logit does not depend on it.
     """
     features, grads = _features_and_gradients(model, x, target, layer)
     weights = grads.mean(dim=tuple(range(2, grads.dim())), keepdim=True)
@@ -96,21 +97,22 @@ def _features_and_gradients(
 
 def _at_layer(model: nn.Module, layer: Layer, x: Tensor, target: Target) -> tuple[Tensor, Tensor]:
     leaves: list[Tensor] = []
+    x = x.detach().clone()  # the model may work in place
 
     def enter(_: nn.Module, __: object, output: object) -> object:
         leaves.append(first_tensor(output, layer.name).detach().clone().requires_grad_())
-        torch.set_grad_enabled(True)
+        torch.set_grad_enabled(True)  # the model may have turned them off round the layer
         return with_first_tensor(output, leaves[-1].clone())
 
-    handle = layer.module.register_forward_hook(enter)
-    try:
-        with torch.no_grad():
+    with torch.enable_grad():  # up to the layer nothing needs one: the parameters are frozen
+        handle = layer.module.register_forward_hook(enter)
+        try:
             output = model(x)
-    finally:
-        handle.remove()
-    check_runs(layer, len(leaves))
-    with torch.enable_grad():
-        scores = target_scores(output, target)
+        finally:
+            handle.remove()
+        check_runs(layer, len(leaves))
+        scores = target_scores(output, target, len(x))
+        check_depends(layer, scores)
         (grads,) = torch.autograd.grad(scores.sum(), leaves[0])
     return leaves[0].detach(), grads
 

@@ -46,11 +46,11 @@ class Judge:
         ``(P,)`` on the CPU.
 
         Args:
-            images: ``(P, C, H, W)``.
+            images: ``(P, C, H, W)``; the model gets a copy, on which it may work in place.
             chosen: Which image of the batch each is a copy of, int64 ``(P,)``.
             softmax: Probabilities, in float32 at least, rather than logits.
         """
-        logits = class_scores(self.model(images))
+        logits = class_scores(self.model(images.clone()), len(images))
         scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if softmax:
             scores = scores.sigmoid() if scores.shape[1] == 1 else scores.softmax(1)
@@ -68,8 +68,9 @@ def judging(model: nn.Module, x: Tensor, target: Tensor | int | None) -> Iterato
         TypeError: ``target`` is not of integers, or the model does not return a tensor.
         ValueError: ``target`` does not fit ``x`` or the model's K classes.
     """
-    with undisturbed(model) as inner, torch.no_grad():
-        first = class_scores(inner(x[:1]))
+    inference = torch.is_inference_mode_enabled()  # then so are the tensors that it is given
+    with undisturbed(model) as inner, torch.inference_mode(inference), torch.no_grad():
+        first = class_scores(inner(x[:1].clone()), 1)
         yield Judge(folded(inner, x[:1]), as_targets(target, first.expand(len(x), -1)))
 
 

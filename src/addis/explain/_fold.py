@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from addis.explain._trace import Tracer, unmarked
 from addis.nn import WinogradConv2d, suits
 
 __all__ = ["folded", "merged"]
@@ -42,12 +43,13 @@ def merged(model: nn.Module) -> nn.Module:
     cannot be traced nothing is merged. Parameters that are not changed are the model's own.
     """
     shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
-    copied = copy.deepcopy(model, shared)  # the copy notes the tracing, not the user's model
-    tracer = fx.Tracer()
+    copied = copy.deepcopy(model, shared)
+    tracer = Tracer()
     if tracer.is_leaf_module(copied, ""):  # one of torch's own layers: nothing to see inside
         return _quick(copied)
     try:
-        traced = fx.GraphModule(copied, tracer.trace(copied))
+        with unmarked(copied):
+            traced = fx.GraphModule(copied, tracer.trace(copied))
     except Exception:  # tracing, too, runs the user's code
         return _quick(copied)
     modules = dict(traced.named_modules())
@@ -92,7 +94,7 @@ def _foldable(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 def _agrees(copied: nn.Module, model: nn.Module, x: Tensor) -> bool:
     with torch.no_grad():
         try:
-            ours, theirs = copied(x), model(x)
+            ours, theirs = copied(x.clone()), model(x.clone())
         except Exception:  # a wrong trace may fail in any way, and the model itself still runs
             return False
     if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):

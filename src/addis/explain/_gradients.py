@@ -6,8 +6,9 @@ Smilkov et al., 2017, arXiv:1706.03825. Integrated gradients: M. Sundararajan, A
 2017, arXiv:1703.01365. Guided backpropagation: J. T. Springenberg et al., ICLR 2015 workshop,
 arXiv:1412.6806.
 
-All maps are ``(N, H, W)``. A map of magnitudes takes the largest channel, a signed one sums over
-channels.
+All maps are ``(N, H, W)`` of the dtype of the image, without a gradient; means over many gradients
+are summed in float32 at least. A map of magnitudes takes the largest channel, a signed one sums
+over channels.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ Target = Tensor | int | None
 def input_gradient(model: nn.Module, x: Tensor, target: Target) -> Tensor:
     """Gradient of each image's target logit, ``(N, C, H, W)``; ``model`` must be undisturbed."""
     with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        scores = target_scores(model(leaf), target)
+        leaf = x.detach().clone().requires_grad_()
+        scores = target_scores(model(leaf.clone()), target, len(x))  # it may work in place
         return torch.autograd.grad(scores.sum(), leaf)[0]
 
 
@@ -78,7 +79,7 @@ def gradient_x_input(model: nn.Module, x: Tensor, target: Target) -> Tensor:
     """Gradient times input, summed over channels; signed. Arguments as in :func:`saliency`."""
     check_input(x)
     with undisturbed(model) as inner:
-        return (input_gradient(inner, x, target) * x).sum(dim=1)
+        return (input_gradient(inner, x, target) * x.detach()).sum(dim=1)
 
 
 def smoothgrad(
@@ -113,13 +114,13 @@ def smoothgrad(
     flat = x.flatten(1)
     spread = noise * (flat.amax(dim=1) - flat.amin(dim=1))
     std = spread.view(-1, *[1] * (x.dim() - 1))
-    total = torch.zeros_like(x)
     with undisturbed(model) as inner:
+        total = _precise_zeros(x)
         fast = folded(inner, x)
         for _ in range(samples):
             eps = torch.randn(x.shape[1:], generator=generator, device=x.device, dtype=x.dtype)
             total += input_gradient(fast, x + std * eps, target)
-    return (total / samples).abs().amax(dim=1)
+    return (total / samples).abs().amax(dim=1).to(x.dtype)
 
 
 def integrated_gradients(
@@ -146,27 +147,40 @@ def integrated_gradients(
         ``(N, H, W)``, signed.
 
     Raises:
-        ValueError: ``steps < 1``, or an unknown baseline.
+        ValueError: ``steps < 1``, an unknown baseline, or one that does not broadcast to ``x``.
     """
     check_input(x)
     if steps < 1:
         raise ValueError(f"steps must be >= 1, got {steps}")
-    start = baseline_image(x, baseline)
+    start = baseline_image(x, baseline).detach()
+    way = x.detach() - start
     points, weights = np.polynomial.legendre.leggauss(steps)
-    total = torch.zeros_like(x)
     with undisturbed(model) as inner:
+        total = _precise_zeros(x)
         fast = folded(inner, x)
         for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
-            total += float(weight) * input_gradient(
-                fast, start + float(point) * (x - start), target
-            )
-    return (total * (x - start)).sum(dim=1)
+            total += float(weight) * input_gradient(fast, start + float(point) * way, target)
+    return (total * way).sum(dim=1).to(x.dtype)
+
+
+def _precise_zeros(x: Tensor) -> Tensor:
+    return torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def baseline_image(x: Tensor, baseline: Literal["channel_mean", "zero"] | Tensor) -> Tensor:
-    """The image that stands for the absence of a feature, of the shape of ``x``."""
+    """The image that stands for the absence of a feature, of the shape of ``x``.
+
+    Raises:
+        ValueError: The baseline is unknown, or a tensor that does not broadcast to ``x``.
+    """
     if isinstance(baseline, Tensor):
-        return baseline.to(x).expand_as(x)
+        try:
+            return baseline.to(x).expand_as(x)
+        except RuntimeError:
+            got = tuple(baseline.shape)
+            raise ValueError(
+                f"baseline must broadcast to {tuple(x.shape)}, got shape {got}"
+            ) from None
     if baseline == "channel_mean":
         return x.mean(dim=tuple(range(2, x.dim())), keepdim=True).expand_as(x)
     if baseline == "zero":
@@ -191,7 +205,10 @@ class _GuidedReLU(torch.autograd.Function):
 
 
 class _Guided(TorchFunctionMode):
-    """Runs every ReLU, module, function or method, in place or not, as a guided one."""
+    """Runs every ReLU, module, function or method, in place or not, as a guided one.
+
+    One in place writes to its argument and returns it, since a model may go on with either.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,15 +217,17 @@ class _Guided(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if func in RELUS:
-            self.seen += 1
-            return _GuidedReLU.apply(args[0] if args else kwargs["input"])
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func not in RELUS:
+            return func(*args, **kwargs)
+        self.seen += 1
+        x = args[0] if args else kwargs["input"]
+        out = _GuidedReLU.apply(x)
+        return x.copy_(out) if func in _RELUS_IN_PLACE or kwargs.get("inplace") else out
 
 
-RELUS: frozenset[Any] = frozenset(
-    [F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_]
-)
+_RELUS_IN_PLACE: frozenset[Any] = frozenset([F.relu_, torch.relu_, Tensor.relu_])
+RELUS: frozenset[Any] = _RELUS_IN_PLACE | {F.relu, torch.relu, Tensor.relu}
 
 
 def guided_gradient(model: nn.Module, x: Tensor, target: Target) -> Tensor:

@@ -11,6 +11,7 @@ and the authors' code fails).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,8 +39,8 @@ def noisy_linear(
     A missing pixel equals the weighted mean of its up to eight neighbours in the image, missing
     ones included: weight 1/6 for the four that share a side, 1/12 for the four that share a corner,
     divided by their sum (which is 1 away from the border). That is one linear system an image,
-    symmetric and positive definite, with the channels as right-hand sides. About ten iterations
-    solve it whatever the size of the image.
+    symmetric and positive definite, with the channels as right-hand sides. Ten to twenty iterations
+    solve it whatever the size and the shape of the image.
 
     Args:
         images: ``(N, C, H, W)``, floating; what stands at the missing pixels is not read.
@@ -51,7 +52,8 @@ def noisy_linear(
         generator: CPU source of the noise. ``None`` means torch's default.
 
     Returns:
-        A new tensor ``(N, C, H, W)`` of the same dtype and device. Known pixels are unchanged.
+        A new tensor ``(N, C, H, W)`` of the same dtype and device, without a gradient. Known pixels
+        are unchanged.
 
     Raises:
         ValueError: A shape is wrong, ``noise < 0`` or ``tolerance <= 0``.
@@ -69,6 +71,7 @@ def noisy_linear(
 
 def solve(images: Tensor, missing: Tensor, *, tolerance: float) -> Tensor:
     """Imputation without noise and checks: the harmonic extension of the known pixels."""
+    images = images.detach()
     precise = images if images.dtype == torch.float64 else images.float()
     hidden = missing[:, None]
     known = (~hidden).to(precise.dtype)
@@ -141,9 +144,10 @@ def _cycle(levels: list[_Level], residual: Tensor) -> Tensor:
     """A symmetric multigrid V-cycle: an approximate inverse of the system's matrix, applied to
     ``residual``.
 
-    A coarse pixel is an unknown where all four fine ones are. Restriction sums the four,
+    A coarse pixel is an unknown where all the fine ones that it holds are. Restriction sums them,
     prolongation repeats one: transposes of each other, with the same smoothing before and after, so
-    that the cycle is symmetric as conjugate gradients need.
+    that the cycle is symmetric as conjugate gradients need. Of a row of pixels the coarse system
+    joins two that are twice as far apart, half as strongly: instead, the sum is doubled.
     """
     level = levels[0]
     guess = level.inverse * residual
@@ -152,24 +156,32 @@ def _cycle(levels: list[_Level], residual: Tensor) -> Tensor:
             guess = level.smooth(guess, residual)
         return guess
     left = residual - level.apply(guess)
-    h, w = residual.shape[-2:]
-    coarse = 4 * F.avg_pool2d(F.pad(left, (0, w % 2, 0, h % 2)), 2) * levels[1].mask
+    coarse = 4 * _halved(left) * levels[1].mask
     update = _cycle(levels[1:], coarse)
-    update = update.repeat_interleave(2, -1).repeat_interleave(2, -2)[..., :h, :w]
+    for axis in (-1, -2):
+        if residual.shape[axis] > 1:
+            update = update.repeat_interleave(2, axis).narrow(axis, 0, residual.shape[axis])
     return level.smooth(guess + level.mask * update, residual)
 
 
 def _levels(mask: Tensor) -> list[_Level]:
-    """The system and its coarser versions, down to a grid of four pixels."""
+    """The system and its coarser versions, down to a grid of four pixels a side at most."""
     levels = []
     while True:
         # A grid of one pixel has no neighbours, and no unknown if anything at all is known.
         diagonal = _neighbours(torch.ones_like(mask[:1])).clamp_min(2)
         levels.append(_Level(mask, diagonal, _DAMPING * mask / diagonal))
-        h, w = mask.shape[-2:]
-        if min(h, w) <= 4:
+        if max(mask.shape[-2:]) <= 4:
             return levels
-        mask = (F.avg_pool2d(F.pad(mask, (0, w % 2, 0, h % 2)), 2) == 1).to(mask.dtype)
+        mask = (_halved(mask, "replicate") == 1).to(mask.dtype)
+
+
+def _halved(values: Tensor, beyond: Literal["constant", "replicate"] = "constant") -> Tensor:
+    """Means of pairs along both axes, but along one of length 1."""
+    h, w = values.shape[-2:]
+    pairs = (1 + (h > 1), 1 + (w > 1))
+    framed = F.pad(values, (0, (w > 1) * (w % 2), 0, (h > 1) * (h % 2)), mode=beyond)
+    return F.avg_pool2d(framed, pairs)
 
 
 def _neighbours(values: Tensor) -> Tensor:

@@ -40,19 +40,26 @@ def check_finite(name: str, value: Tensor) -> None:
         raise FloatingPointError(f"{name} holds NaN or infinity")
 
 
-def class_scores(output: Any) -> Tensor:
+def class_scores(output: Any, n: int | None = None) -> Tensor:
     """The model's output as logits ``(N, K)``; a model with one output per image may return
     ``(N,)``.
 
+    Args:
+        output: What the model gave.
+        n: Number of images that it was given, to be checked.
+
     Raises:
         TypeError: The output is not a tensor.
-        ValueError: It has more than two dimensions.
+        ValueError: It has more than two dimensions, or not a row for each image.
     """
     if not isinstance(output, Tensor):
         kind = type(output).__name__
         raise TypeError(f"the model must return a tensor of logits (N, K), got {kind}")
     if output.dim() not in (1, 2):
         raise ValueError(f"the model must return logits (N, K), got shape {tuple(output.shape)}")
+    if n is not None and len(output) != n:
+        shape = tuple(output.shape)
+        raise ValueError(f"the model must return logits ({n}, K) for {n} images, got shape {shape}")
     return output[:, None] if output.dim() == 1 else output
 
 
@@ -60,8 +67,8 @@ def as_targets(target: Tensor | int | None, logits: Tensor) -> Tensor:
     """Checks the classes to explain.
 
     Args:
-        target: Class of each image ``(N,)``, one class for all, or ``None`` for a model with one
-            output.
+        target: Class of each image ``(N,)``, also a list or an array; one class for all; or
+            ``None`` for a model with one output.
         logits: ``(N, K)``.
 
     Returns:
@@ -80,7 +87,7 @@ def as_targets(target: Tensor | int | None, logits: Tensor) -> Tensor:
                 "e.g. target=model(x).argmax(1) for the predicted one"
             )
         return torch.zeros(n, dtype=torch.int64, device=logits.device)
-    classes = torch.as_tensor(target, device=logits.device)
+    classes = _as_tensor(target).to(logits.device)
     if classes.is_floating_point() or classes.is_complex() or classes.dtype is torch.bool:
         raise TypeError(f"target must hold class indices (integers), got {classes.dtype}")
     if classes.dim() == 0:
@@ -93,20 +100,34 @@ def as_targets(target: Tensor | int | None, logits: Tensor) -> Tensor:
     return classes.to(torch.int64)
 
 
-def rows_of(target: Tensor | int | None, rows: Tensor, n: int) -> Tensor | int | None:
+def rows_of(target: Tensor | int | None, rows: Tensor, n: int) -> Tensor | None:
     """The targets of some rows of a batch of ``n``; one for all stays one for all.
 
     Raises:
-        ValueError: ``target`` has another length than the batch.
+        TypeError: ``target`` is neither a number nor a tensor, list or array of them.
+        ValueError: It has another length than the batch.
     """
-    if not isinstance(target, Tensor) or target.dim() == 0:
-        return target
-    if target.shape != (n,):
-        raise ValueError(f"target must have shape ({n},), got {tuple(target.shape)}")
-    return target[rows.to(target.device)]
+    if target is None:
+        return None
+    classes = _as_tensor(target)
+    if classes.dim() == 0:
+        return classes
+    if classes.shape != (n,):
+        raise ValueError(f"target must have shape ({n},), got {tuple(classes.shape)}")
+    return classes[rows.to(classes.device)]
 
 
-def target_scores(output: Any, target: Tensor | int | None) -> Tensor:
-    """The logit of each image's target class, ``(N,)``."""
-    logits = class_scores(output)
+def _as_tensor(target: Any) -> Tensor:
+    try:
+        return torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError):
+        kind = type(target).__name__
+        raise TypeError(f"target must be a tensor of class indices or one, got {kind}") from None
+
+
+def target_scores(output: Any, target: Tensor | int | None, n: int | None = None) -> Tensor:
+    """The logit of each image's target class, ``(N,)``; arguments as in :func:`class_scores` and
+    :func:`as_targets`.
+    """
+    logits = class_scores(output, n)
     return logits.gather(1, as_targets(target, logits)[:, None])[:, 0]

@@ -55,9 +55,10 @@ def unwrap(model: nn.Module) -> nn.Module:
 def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     """The unwrapped model in evaluation mode with frozen parameters, as it was afterwards.
 
-    Within the block the model is in ``eval`` mode and no parameter requires a gradient, so that
-    neither weight gradients are computed nor running statistics change; ``training`` of each module
-    and ``requires_grad`` of each parameter are restored on the way out, also after an exception.
+    Within the block the model is in evaluation mode, no parameter requires a gradient and
+    ``torch.inference_mode`` is off. ``training`` of each module (set without a call of its
+    ``eval``, which may do more), ``requires_grad`` of each parameter and the values of the buffers
+    are restored on the way out, also after an exception.
 
     Warns:
         UserWarning: The model came in training mode and has layers that behave differently in it.
@@ -70,16 +71,49 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
             "the model is in training mode: explained in evaluation mode, then set back",
             stacklevel=4,
         )
+    buffers = _Buffers(inner)
     try:
-        inner.eval()
+        for module, _ in modes:
+            module.training = False
         for parameter, _ in grads:
             parameter.requires_grad_(False)
-        yield inner
+        with no_inference_mode():
+            yield inner
     finally:
         for module, mode in modes:
             module.training = mode
         for parameter, flag in grads:
             parameter.requires_grad_(flag)
+        buffers.restore()
+
+
+@contextmanager
+def no_inference_mode() -> Iterator[None]:
+    """Turns ``torch.inference_mode`` off, and gradients not on with it."""
+    grad = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+        yield
+
+
+class _Buffers:
+    """The buffers of a model and their values, to be put back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._named = [(module, dict(module._buffers.items())) for module in model.modules()]
+        every = {id(b): b for _, named in self._named for b in named.values() if b is not None}
+        self._values = [(buffer, buffer.detach().clone()) for buffer in every.values()]
+
+    def restore(self) -> None:
+        for module, named in self._named:
+            for name, buffer in named.items():
+                module._buffers[name] = buffer
+        with torch.no_grad():
+            for buffer, value in self._values:
+                if buffer.shape != value.shape:
+                    buffer.resize_(value.shape)
+                # Through ``data``, so that the caller's graphs do not take it for changed.
+                dense = buffer.layout is torch.strided
+                (buffer.data if dense else buffer).copy_(value)
 
 
 def find_layer(model: nn.Module, layer: str | nn.Module, x: Tensor | None = None) -> Layer:
@@ -165,7 +199,7 @@ def _stages(model: nn.Module, x: Tensor) -> dict[tuple[int, ...], list[tuple[str
             if name:
                 stack.callback(module.register_forward_hook(note).remove)
         with torch.no_grad():
-            model(x)
+            model(x.clone())
     single = {
         size: [(name, module) for name, module in modules if runs[name] == 1]
         for size, modules in stages.items()
@@ -213,7 +247,7 @@ def capture(model: nn.Module, layers: Sequence[Layer], x: Tensor) -> tuple[list[
     Args:
         model: An undisturbed model.
         layers: The layers to read.
-        x: Input batch ``(N, ...)``.
+        x: Input batch ``(N, ...)``; the model gets a copy, on which it may work in place.
 
     Returns:
         The layers' features ``(N, ...)``, copied because a later layer may work in place, and the
@@ -245,7 +279,7 @@ def _read(
 
             stack.callback(layer.module.register_forward_hook(keep).remove)
         with suppress(_Enough):
-            output = model(x)
+            output = model(x.clone())
     for layer, values in zip(layers, found, strict=True):
         check_runs(layer, len(values))
         check_finite(f"the output of layer {layer.name!r}", values[0])
@@ -260,4 +294,13 @@ def check_runs(layer: Layer, runs: int) -> None:
         raise ValueError(
             f"layer {layer.name!r} ran {runs} times in one forward pass; name a layer that runs "
             "once, such as the module around one of its calls"
+        )
+
+
+def check_depends(layer: Layer, objective: Tensor) -> None:
+    """Raises ``ValueError`` unless the objective has a gradient."""
+    if not objective.requires_grad:
+        raise ValueError(
+            f"the objective does not depend on layer {layer.name!r}: the model does not use its "
+            "output, or cuts off its gradient (by torch.no_grad or detach)"
         )

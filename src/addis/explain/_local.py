@@ -75,7 +75,7 @@ class PatchedForward:
             nodes = list(self._model.graph.nodes)  # type: ignore[union-attr, arg-type]
             place = nodes.index(self._cut.node)
             self._before, self._after = nodes[: place + 1], nodes[place + 1 :]
-            self._clean = self._prefix(x)
+            self._clean = self._prefix(x.clone())  # the model may work in place
 
     @property
     def cut(self) -> str:
@@ -138,7 +138,10 @@ def _covered(
     size: tuple[int, int] | None,
     cover: Tensor,
 ) -> Tensor:
-    """Crops of images, each with its patch covered, ``(M, C, *size)``, channels last."""
+    """Crops of images, each with its patch covered, ``(M, C, *size)``, channels last.
+
+    Of a patch that reaches out of its crop the rest is not read by the cells that are put in place.
+    """
     height, width = size or tuple(x.shape[2:])
     crops = torch.empty(
         (len(boxes), x.shape[1], height, width), dtype=x.dtype, device=x.device,
@@ -148,6 +151,8 @@ def _covered(
         zip(index, boxes, corners, strict=True)
     ):
         crops[copy] = x[i, :, y : y + height, z : z + width]
+        top, bottom = (min(max(row, y), y + height) for row in (top, bottom))
+        left, right = (min(max(col, z), z + width) for col in (left, right))
         crops[copy, :, top - y : bottom - y, left - z : right - z] = cover[
             i, :, top:bottom, left:right
         ]
@@ -191,23 +196,34 @@ def _best_cut(model: fx.GraphModule, x: Tensor, patch: int) -> _Cut | None:
 def _survey(model: fx.GraphModule, x: Tensor) -> tuple[dict[fx.Node, _Reach], dict[fx.Node, float]]:
     """For each node its reach if it is local, and its multiplications at one image."""
     reaches: dict[fx.Node, _Reach] = {}
+    known: dict[fx.Node, _Reach] = {}  # of what still holds the values that it was given
     env: dict[fx.Node, Any] = {}
     work: dict[fx.Node, float] = {}
     for node in model.graph.nodes:
         if node.op == "placeholder":
-            env[node], reaches[node] = x[:1], _Reach(1, 0, 0)
+            env[node], known[node] = x[:1].clone(), _Reach(1, 0, 0)
             continue
         if node.op == "output":
             break
         env[node] = evaluate_node(model, node, env)
-        reach = _reach(model, node, reaches)
+        reach = _reach(model, node, known)
+        if reach is None and _in_place(model, node):
+            known.clear()  # it may have changed any of them, being views of each other
         if reach is not None:
-            reaches[node] = reach
+            reaches[node] = known[node] = reach
         if node.op == "call_module" and isinstance(env[node], Tensor):
             weight = getattr(model.get_submodule(str(node.target)), "weight", None)
             if isinstance(weight, Tensor):
                 work[node] = env[node].numel() * weight[0].numel()
     return reaches, work
+
+
+def _in_place(model: nn.Module, node: fx.Node) -> bool:
+    """Whether a node may change its arguments."""
+    if node.op == "call_module":
+        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
+    name = node.target if isinstance(node.target, str) else node.target.__name__
+    return name.endswith("_") or bool(node.kwargs.get("inplace")) or "out" in node.kwargs
 
 
 def _reach(model: nn.Module, node: fx.Node, known: dict[fx.Node, _Reach]) -> _Reach | None:

@@ -44,7 +44,7 @@ def lrp(model: nn.Module, x: Tensor, target: Target, *, composite: Any = None) -
     check_input(x)
     with undisturbed(model) as inner:
         with torch.no_grad():
-            logits = class_scores(inner(x))
+            logits = class_scores(inner(x.clone()), len(x))  # the model may work in place
         classes = as_targets(target, logits)
         start = torch.zeros_like(logits).scatter_(1, classes[:, None], 1.0)
         own = copy.deepcopy(

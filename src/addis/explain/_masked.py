@@ -74,8 +74,8 @@ def masked_prediction(
         batch_size: Images in one pass.
 
     Raises:
-        ValueError: Not just one of ``threshold`` and ``keep`` is given, the map does not fit, or
-            the layer has no positions.
+        ValueError: Not just one of ``threshold`` and ``keep`` is given, it or the map does not fit,
+            or the layer has no positions.
     """
     check_input(x)
     if (threshold is None) == (keep is None):
@@ -88,7 +88,11 @@ def masked_prediction(
         for rows in torch.split(torch.arange(len(x)), batch_size):
             site = bottleneck.restrict(x[rows])
             maps = _on_grid(site, relevance[rows.to(relevance.device)])
-            kept = _kept(maps, _each(threshold, rows, maps), _each(keep, rows, maps))
+            bounds = (
+                _each(name, value, rows, len(x), maps)
+                for name, value in (("threshold", threshold), ("keep", keep))
+            )
+            kept = _kept(maps, *bounds)
             parts.append(_predict(site, rows_of(target, rows, len(x)), kept, seed))
     return MaskedPrediction(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
@@ -107,11 +111,16 @@ def _on_grid(site: Restricted, relevance: Tensor) -> Tensor:
     return pool[len(spatial)](maps[:, None], spatial)[:, 0]  # type: ignore[arg-type]
 
 
-def _each(value: float | Tensor | None, rows: Tensor, maps: Tensor) -> Tensor | None:
+def _each(
+    name: str, value: float | Tensor | None, rows: Tensor, n: int, maps: Tensor
+) -> Tensor | None:
+    """The values of some rows of a batch of ``n``."""
     if value is None:
         return None
     values = torch.as_tensor(value).to(maps)
-    return values.expand(len(rows)) if values.dim() == 0 else values[rows.to(maps.device)]
+    if values.dim() and values.shape != (n,):
+        raise ValueError(f"{name} must be one number or ({n},), got shape {tuple(values.shape)}")
+    return values.expand(n)[rows.to(maps.device)]
 
 
 def _kept(maps: Tensor, threshold: Tensor | None, keep: Tensor | None) -> Tensor:
@@ -131,7 +140,7 @@ def _kept(maps: Tensor, threshold: Tensor | None, keep: Tensor | None) -> Tensor
 def _predict(
     site: Restricted, target: Tensor | int | None, kept: Tensor, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    logits = class_scores(site.split.output)
+    logits = class_scores(site.split.output, len(kept))
     classes = as_targets(target, logits)
     noise = Noise([seed] * len(kept), site.draws, site.features).draw()
     grid = kept.to(site.features.dtype)[:, None]
@@ -146,7 +155,8 @@ def _predict(
 
 def _chance(site: Restricted, output: Any, classes: Tensor) -> Tensor:
     """Probability of the class, mean over draws, ``(N,)``."""
-    each = _probability(class_scores(output), classes.repeat_interleave(site.draws))
+    logits = class_scores(output, len(classes) * site.draws)
+    each = _probability(logits, classes.repeat_interleave(site.draws))
     return each.view(-1, site.draws).mean(dim=1)
 
 
@@ -163,7 +173,8 @@ def _chance_with(
     with undisturbed(bottleneck.model), torch.no_grad():
         for rows in torch.split(torch.arange(len(x)), batch_size):
             site = bottleneck.restrict(x[rows])
-            classes = as_targets(rows_of(target, rows, len(x)), class_scores(site.split.output))
+            logits = class_scores(site.split.output, len(rows))
+            classes = as_targets(rows_of(target, rows, len(x)), logits)
             noise = Noise([0] * len(rows), site.draws, site.features).draw()
             parts.append(_chance(site, site.run(mask[rows], noise), classes))
     return torch.cat(parts)

@@ -48,7 +48,8 @@ def occlusion(
         ``(N, H, W)``, signed, in logits.
 
     Raises:
-        ValueError: A size is out of its range, or ``x`` is not a batch of images.
+        ValueError: A size is out of its range, ``x`` is not a batch of images, or the baseline is
+            unknown or does not broadcast to it.
     """
     check_input(x)
     step = patch if stride is None else stride
@@ -62,7 +63,7 @@ def occlusion(
     rows, cols = (_intervals(size, patch, step) for size in x.shape[2:])
     cover = baseline_image(x, baseline)
     with undisturbed(model) as inner, torch.no_grad():
-        logits = class_scores(inner(x))
+        logits = class_scores(inner(x.clone()), len(x))  # the model may work in place
         classes = as_targets(target, logits)
         boxes = [(*row, *col) for row in rows for col in cols]
         scores = _covered_scores(inner, x, cover, classes, boxes, batch_size)
@@ -103,9 +104,8 @@ def _covered_scores(
     scores = torch.empty(n * places, dtype=x.dtype, device=x.device)
     for chunk in torch.split(torch.arange(n * places), batch_size):
         image = chunk // places
-        logits = class_scores(
-            forward(image.tolist(), [boxes[place] for place in (chunk % places).tolist()], cover)
-        )
+        covered = [boxes[place] for place in (chunk % places).tolist()]
+        logits = class_scores(forward(image.tolist(), covered, cover), len(chunk))
         wanted = classes[image.to(classes.device)][:, None]
         scores[chunk.to(x.device)] = logits.gather(1, wanted)[:, 0].to(x.dtype)
     return scores.view(n, places)

@@ -127,10 +127,10 @@ class Patterns:
             for x in inputs_of(inner, data, samples=samples, device=device):
                 if sums is None:
                     with _Gates(inner) as found:
-                        inner(x[:1])
+                        inner(x[:1].clone())
                     sums = _Sums(inner, found.norms(estimator))
                 with sums:
-                    inner(x)
+                    inner(x.clone())
                 seen += len(x)
             check_samples(seen, stacklevel=3)
             assert sums is not None
@@ -217,10 +217,10 @@ def _passed_back(
 ) -> Tensor:
     """Each image's logit passed back by ``filters(w, a)``: ``(N, C, *S)``."""
     with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
+        leaf = x.detach().clone().requires_grad_()
         with _Backward(model, patterns, filters):
-            output = model(leaf)
-        scores = target_scores(output, target)
+            output = model(leaf.clone())  # it may work in place
+        scores = target_scores(output, target, len(x))
         return torch.autograd.grad(scores, leaf, scores.detach())[0]
 
 

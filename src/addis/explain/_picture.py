@@ -123,9 +123,9 @@ def _png(picture: np.ndarray, attribution: Attribution, index: int, title: str) 
     for axes in (plain, over):
         axes.set_axis_off()
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=over, fraction=0.05, pad=0.02)
-    bar.set_label(attribution.unit or "relevance (no unit)")
+    bar.set_label(attribution.unit or "relevance (no unit)", parse_math=False)
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(title, fontsize=10, parse_math=False)
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=110)
     return out.getvalue()

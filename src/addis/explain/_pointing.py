@@ -33,10 +33,8 @@ def bbox_ratio(map: Tensor, boxes: Tensor | Sequence[Tensor], *, max_area: float
     Args:
         map: Relevances ``(N, H, W)``, floating, any unit: only their order counts.
         boxes: Integer pixel coordinates ``(x0, y0, x1, y1)``, of which x0 and y0 are inside and x1
-            and y1 are the first
-            outside: ``(N, 4)``, ``(N, B, 4)``, or for each image a tensor ``(B, 4)`` with a B of
-                its own. Boxes of one
-            image are united.
+            and y1 are the first outside: ``(N, 4)``, ``(N, B, 4)``, or for each image a tensor
+            ``(B, 4)`` with a B of its own, at least 1. Boxes of one image are united.
         max_area: Images of which the boxes cover more than this fraction are left out. The paper
             uses 0.33.
 
@@ -173,23 +171,27 @@ def mosaics(
 
 def _inside(boxes: Tensor | Sequence[Tensor], n: int, h: int, w: int) -> Tensor:
     """The union of each image's boxes, boolean ``(N, H, W)``."""
-    corners = _corners(boxes, n)  # (N, B, 4), absent boxes (0, 0, 0, 0)
-    x0, y0, x1, y1 = corners.unbind(-1)
-    absent = (corners == 0).all(-1)
-    wrong = ~absent & ((x0 < 0) | (y0 < 0) | (x1 > w) | (y1 > h) | (x0 >= x1) | (y0 >= y1))
-    if bool(wrong.any()) or bool(absent.all(1).any()):
-        image = int((wrong.any(1) | absent.all(1)).nonzero()[0, 0])
+    each = _corners(boxes, n)
+    x0, y0, x1, y1 = torch.cat(each).unbind(-1)
+    wrong = (x0 < 0) | (y0 < 0) | (x1 > w) | (y1 > h) | (x0 >= x1) | (y0 >= y1)
+    parts = torch.split(wrong, [len(corners) for corners in each])
+    bad = [bool(part.any()) or not len(part) for part in parts]
+    if any(bad):
+        image = bad.index(True)
         raise ValueError(
             f"boxes must be (x0, y0, x1, y1) with 0 <= x0 < x1 <= {w} and 0 <= y0 < y1 <= {h}, one "
-            f"at least for each image, got {corners[image].tolist()} for image {image}"
+            f"at least for each image, got {each[image].tolist()} for image {image}"
         )
+    padded = torch.nn.utils.rnn.pad_sequence(each, batch_first=True)  # by boxes that hold no pixel
+    x0, y0, x1, y1 = padded.unbind(-1)  # (N, B)
     rows, columns = torch.arange(h), torch.arange(w)
     down = (rows >= y0[..., None]) & (rows < y1[..., None])  # (N, B, H)
     across = (columns >= x0[..., None]) & (columns < x1[..., None])  # (N, B, W)
     return torch.einsum("nbh,nbw->nhw", down.float(), across.float()) > 0
 
 
-def _corners(boxes: Tensor | Sequence[Tensor], n: int) -> Tensor:
+def _corners(boxes: Tensor | Sequence[Tensor], n: int) -> list[Tensor]:
+    """The boxes of each image, int64 ``(B, 4)`` on the CPU."""
     if isinstance(boxes, Tensor):
         boxes = list(boxes)
     each = [box[None] if box.dim() == 1 else box for box in boxes]
@@ -200,4 +202,4 @@ def _corners(boxes: Tensor | Sequence[Tensor], n: int) -> Tensor:
         raise ValueError(
             f"boxes must hold (B, 4) for each of {n} images, got {len(each)} of {shapes}"
         )
-    return torch.nn.utils.rnn.pad_sequence([box.cpu().long() for box in each], batch_first=True)
+    return [box.cpu().long() for box in each]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from addis.explain._attribution import Attribution
 from addis.explain._inputs import as_targets, check_finite, check_input, class_scores
-from addis.explain._layers import capture, find_layer, undisturbed, unwrap
+from addis.explain._layers import capture, check_depends, find_layer, undisturbed, unwrap
 from addis.explain._noise import Noise
 from addis.explain._objectives import cross_entropy
 from addis.explain._restricted import Restricted, restrict
@@ -98,6 +98,12 @@ class ReadoutBottleneck(nn.Module):
             )
         if len(stats[0].shape) != 3:
             raise ValueError(f"the layer must give maps (C, H, W), its stats have {stats[0].shape}")
+        for name, each in zip(readout, stats[1:], strict=True):
+            if len(each.shape) not in (1, 3):
+                raise ValueError(
+                    f"a readout layer must give maps (C, H, W) or vectors (C,), the stats of "
+                    f"{name!r} have {each.shape}"
+                )
         self.beta, self.smooth, self.min_std = beta, smooth, min_std
         self.active_threshold, self.clamp = active_threshold, clamp
         self.stats = nn.ModuleList(stats)
@@ -119,7 +125,8 @@ class ReadoutBottleneck(nn.Module):
         prior: PriorName = "gaussian",
     ) -> list[BottleneckStats]:
         """Statistics of the layer and of each readout layer, from one run over the data."""
-        return estimate_all(model, [layer, *readout], data, samples=samples, prior=prior)
+        _, stats = estimate_all(model, [layer, *readout], data, samples=samples, prior=prior)
+        return stats
 
     def forward(self, x: Tensor) -> Tensor:
         """Alpha ``(N, C, H, W)`` from a clean pass; gradients reach the network only."""
@@ -139,6 +146,9 @@ class ReadoutBottleneck(nn.Module):
             x: ``(N, C, H, W)``.
             target: Class of each image ``(N,)``, or one for all.
             seed: Seed of the noise, of which every image has its own.
+
+        Raises:
+            ValueError: The target does not fit, or the loss does not depend on the layer.
         """
         check_input(x)
         model, _, readout = self._held
@@ -149,8 +159,10 @@ class ReadoutBottleneck(nn.Module):
             mask, share = site.masks(alpha)
             seeds = [seed * len(x) + place for place in range(len(x))]
             output = site.run(mask, Noise(seeds, 1, site.features).draw())
-            classes = as_targets(target, class_scores(site.split.output))
+            classes = as_targets(target, class_scores(site.split.output, len(x)))
             wrong = cross_entropy(classes)(output, site.index)
+            if mask.requires_grad:
+                check_depends(site.split.layer, wrong)
         total = wrong.to(alpha.dtype).mean() + self.beta * site.capacity(mask, share).mean()
         check_finite("the loss", total.detach())
         return total
@@ -278,7 +290,7 @@ class ReadoutBottleneck(nn.Module):
 def _network(read: int, hidden: int, channels: int, seed: int) -> nn.Sequential:
     """Three 1x1 convolutions that start as a constant 5, up to a thousandth of the usual start."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         net = nn.Sequential(
             nn.Conv2d(read, max(read // 2, 1), 1),
             nn.ReLU(),

@@ -50,6 +50,11 @@ class Restricted:
     draws: int
 
     @property
+    def on_pixels(self) -> bool:
+        """Whether the layer's positions lie on the input's axes."""
+        return bool(self.layout.spatial) and len(self.layout.spatial) == len(self.images)
+
+    @property
     def index(self) -> Tensor:
         """The image of each row that goes through the head, ``(N * D,)``."""
         images = torch.arange(len(self.features), device=self.features.device)
@@ -91,14 +96,14 @@ class Restricted:
         """Information at each position in bits: of the layer's grid, or spread over the input's
         pixels.
 
-        Per pixel the map is resized linearly and divided by the pixels of a cell, so that its sum
-        stays the total. Behind a layer without positions it is the bits of each unit, ``(N, C)``.
+        Per pixel the map is resized and divided by the pixels of a cell, so that its sum stays the
+        total; where :attr:`on_pixels` is false, it is left as it is. Behind a layer without
+        positions it is the bits of each unit, ``(N, C)``.
         """
         maps = self.layout.positions(capacity) / _LN2
-        spatial = self.layout.spatial
-        if not per_pixel or not spatial or len(spatial) != len(self.images):
+        if not (per_pixel and self.on_pixels):
             return maps
-        scale = torch.Size(spatial).numel() / torch.Size(self.images).numel()
+        scale = torch.Size(self.layout.spatial).numel() / torch.Size(self.images).numel()
         return resize_to(maps, self.images) * scale
 
 
@@ -112,7 +117,7 @@ def restrict(
     min_std: float,
     active_threshold: float,
     clamp: bool,
-    layout: LayoutName,
+    layout: LayoutName | Layout,
 ) -> Restricted:
     """Cuts the model at a batch and sets up the channel; see :class:`InformationBottleneck`.
 

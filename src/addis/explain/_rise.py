@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from addis.explain._fold import folded
+from addis.explain._evidence import judging
 from addis.explain._gradients import Target
-from addis.explain._inputs import as_targets, check_input, class_scores
-from addis.explain._layers import undisturbed
+from addis.explain._inputs import check_input
 
 __all__ = ["rise"]
 
@@ -32,7 +31,8 @@ def rise(
     """Masks images at random; a pixel's score is the class's expected probability given that it is
     seen.
 
-    What a mask hides becomes 0, the mean colour of a normalised image.
+    What a mask hides becomes 0, the mean colour of a normalised image. The probability is the
+    softmax of the logits, or the sigmoid of a single one.
 
     Args:
         model: A classifier with logits ``(N, K)``.
@@ -45,7 +45,8 @@ def rise(
         batch_size: Masked images in one pass.
 
     Returns:
-        ``(N, H, W)``, in ``[0, 1]`` up to the noise of the masks.
+        ``(N, H, W)`` of the dtype of ``x``, in ``[0, 1]`` up to the noise of the masks. They are
+        summed in float32 at least.
 
     Raises:
         ValueError: A setting is out of its range, or ``x`` is not a batch of images.
@@ -61,21 +62,19 @@ def rise(
     generator = torch.Generator().manual_seed(seed)
     grids = torch.rand(masks, cells + 1, cells + 1, generator=generator) < keep
     shifts = torch.rand(masks, 2, generator=generator)
-    total = torch.zeros((len(x), *x.shape[2:]), dtype=x.dtype, device=x.device)
+    precise = torch.promote_types(x.dtype, torch.float32)
     step = max(batch_size // len(x), 1)
-    with undisturbed(model) as inner, torch.no_grad():
-        classes = as_targets(target, class_scores(inner(x)))
-        fast = folded(inner, x)
+    with judging(model, x, target) as judge:
+        total = torch.zeros((len(x), *x.shape[2:]), dtype=precise, device=x.device)
         for grid, shift in zip(
             torch.split(grids.float(), step), torch.split(shifts, step), strict=True
         ):
-            mask = _masks(grid, shift, tuple(x.shape[2:])).to(x)
-            seen = (x[:, None] * mask[None, :, None]).flatten(0, 1)
-            chances = class_scores(fast(seen)).softmax(dim=1)
-            wanted = classes.repeat_interleave(len(mask))[:, None]
-            weights = chances.gather(1, wanted).view(len(x), -1).to(x.dtype)
+            mask = _masks(grid, shift, tuple(x.shape[2:])).to(total)
+            seen = (x[:, None] * mask[None, :, None].to(x.dtype)).flatten(0, 1)
+            chosen = torch.arange(len(x)).repeat_interleave(len(mask))
+            weights = judge(seen, chosen, softmax=True).view(len(x), -1).to(total)
             total += torch.einsum("nm,mhw->nhw", weights, mask)
-    return total / (masks * keep)
+    return (total / (masks * keep)).to(x.dtype)
 
 
 def _masks(grids: Tensor, shifts: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from addis.explain._evidence import check_images, check_maps
-from addis.explain._layers import undisturbed, unwrap
+from addis.explain._layers import no_inference_mode, undisturbed, unwrap
 from addis.explain._sensitivity import pearson
 
 __all__ = ["Cascade", "Explain", "cascade_randomization", "spearman", "ssim"]
@@ -64,8 +64,10 @@ def cascade_randomization(
     each.
 
     A layer that has ``reset_parameters`` starts again as it would in a new model (batch
-    normalisation also forgets its statistics); the parameters of any other are drawn from a normal
-    distribution with their own mean and standard deviation. Layers once randomised stay so.
+    normalisation also forgets its statistics). The parameters of any other, and those that a reset
+    left as they were (of a layer whose weight is computed from them, as by pruning or weight
+    normalisation), are drawn from a normal distribution with their own mean and standard deviation.
+    Layers once randomised stay so.
 
     Args:
         model: Any module; it is copied and left as it was.
@@ -75,7 +77,8 @@ def cascade_randomization(
         target: Class of each image, int64 ``(N,)``; handed to ``explain``.
         layers: Names of the modules to randomise, each with all it contains, first to last.
             ``None`` means every module that has parameters of its own, in the order in which they
-            run.
+            start to run: a module comes before what it contains, and the model itself, named
+            ``""`` as by torch, first, so that it is randomised last.
         seed: Of the new weights.
 
     Returns:
@@ -83,26 +86,31 @@ def cascade_randomization(
         few.
 
     Raises:
-        ValueError: A shape is wrong, a name is unknown, or a layer has no parameters.
+        ValueError: A shape is wrong, no layer is named, a name is unknown, or a layer has no
+            parameters.
         TypeError: ``x`` or a map is not floating.
         FloatingPointError: ``x`` or a map holds a value that is not finite.
     """
     check_images(x)
-    broken = copy.deepcopy(unwrap(model)).eval()
-    names = _executed(broken, x[:1]) if layers is None else list(layers)
-    parts = [_part(broken, name) for name in reversed(names)]
-    reference = _explained(explain, broken, x, target)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    for step, part in enumerate(parts):
-        _randomise(part, seed * 100_003 + step)
-        maps = _explained(explain, broken, x, target)
-        found.append(
-            (
-                ssim(reference, maps),
-                spearman(reference, maps),
-                pearson(reference.flatten(1), maps.flatten(1)),
+    if layers is not None and not len(layers):
+        raise ValueError("layers must name at least one layer, got none")
+    with no_inference_mode():
+        x = x.clone() if x.is_inference() else x  # which could have no gradient
+        broken = _copied(unwrap(model)).eval()
+        names = _executed(broken, x[:1]) if layers is None else list(layers)
+        parts = [_part(broken, name) for name in reversed(names)]
+        reference = _explained(explain, broken, x, target)
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        for step, part in enumerate(parts):
+            _randomise(part, seed * 100_003 + step)
+            maps = _explained(explain, broken, x, target)
+            found.append(
+                (
+                    ssim(reference, maps),
+                    spearman(reference, maps),
+                    pearson(reference.flatten(1), maps.flatten(1)),
+                )
             )
-        )
     by_metric = (torch.stack(values) for values in zip(*found, strict=True))
     return Cascade(tuple(reversed(names)), *by_metric)
 
@@ -156,6 +164,17 @@ def _mean_ranks(values: Tensor) -> Tensor:
     return (below + torch.searchsorted(ordered, values, right=True)).double()
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy, also of a model that keeps tensors with a gradient, such as a pruned weight."""
+    made: dict[int, Any] = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in (*vars(module).values(), *module.buffers(recurse=False))
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(model, made)
+
+
 def _explained(explain: Explain, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
     maps = explain(model, x, target)
     check_maps(maps)
@@ -169,14 +188,14 @@ def _executed(model: nn.Module, x: Tensor) -> list[str]:
     order: list[str] = []
     with ExitStack() as stack, undisturbed(model), torch.no_grad():
         for name, module in model.named_modules():
-            if name and any(True for _ in module.parameters(recurse=False)):
+            if any(True for _ in module.parameters(recurse=False)):
 
                 def note(_: nn.Module, __: Any, name: str = name) -> None:
                     if name not in order:
                         order.append(name)
 
                 stack.callback(module.register_forward_pre_hook(note).remove)
-        model(x)
+        model(x.clone())
     if not order:
         raise ValueError(
             "model has no layer with parameters that runs, so there is nothing to randomise"
@@ -195,17 +214,20 @@ def _part(model: nn.Module, name: str) -> nn.Module:
 
 def _randomise(part: nn.Module, seed: int) -> None:
     """New weights for a module and all it contains; torch's generators are left as they were."""
-    devices = {p.device for p in part.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng([d.index or 0 for d in devices]), torch.no_grad():
-        torch.manual_seed(seed)
+    devices = {p.device.index or 0 for p in part.parameters() if p.device.type == "cuda"}
+    cuda = torch.cuda.default_generators
+    with torch.random.fork_rng(devices), torch.no_grad():
+        for generator in (torch.default_generator, *(cuda[d] for d in devices)):
+            generator.manual_seed(seed)
         for module in part.modules():
+            before = [(p, p.clone()) for p in module.parameters(recurse=False)]
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()
-                continue
-            for parameter in module.parameters(recurse=False):
-                mean, std = parameter.mean(), parameter.std(correction=0)
-                parameter.copy_(torch.randn_like(parameter) * std + mean)
+            for parameter, old in before:
+                if torch.equal(parameter, old):
+                    mean, std = old.mean(), old.std(correction=0)
+                    parameter.copy_(torch.randn_like(parameter) * std + mean)
 
 
 def _unit(maps: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """Cuts a model after a layer, so that only what follows it has to run again.
 
 The model is traced with ``torch.fx``. What depends on the layer's output is the suffix; the other
-values that the suffix reads (a shortcut round the layer, say) are computed once and kept. If the
-trace fails, or its suffix does not give the model's own output (checked at the first batch of each
-input size), the whole model runs instead: without gradients up to the layer, where the new features
-are put in, and with them from there. ``Split.how`` says which.
+values that the suffix reads (a shortcut round the layer, say) are computed once and kept. At every
+batch the suffix must give the model's own output. If it does not, the model may have changed, and
+it is traced anew; if that fails, or does not help, the whole model runs instead: without gradients
+up to the layer, where the new features are put in, and with them from there. ``Split.how`` says
+which.
 
 On a CPU a suffix with wide convolutions runs a merged copy of its modules. The copy is made again
 when a weight has changed, and must give the model's output at every batch.
@@ -13,7 +14,8 @@ when a weight has changed, and must give the model's output at every batch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -25,6 +27,7 @@ from torch.utils import _pytree as pytree
 
 from addis.explain._fold import merged
 from addis.explain._layers import Layer, capture, check_runs, first_tensor, with_first_tensor
+from addis.explain._trace import Tracer, unmarked
 from addis.nn import suits
 
 __all__ = ["Split", "Splitter", "evaluate_node"]
@@ -38,12 +41,14 @@ class Split:
     """A model cut after a layer, at one batch.
 
     Attributes:
+        layer: The layer.
         features: What the layer gave, ``(N, ...)``.
         output: What the model gave.
         head: The model from new features ``(N * repeats, ...)`` on, rows of one image together.
         how: ``"suffix"``, ``"head"`` (the caller's) or ``"re-entry"`` (the whole model runs).
     """
 
+    layer: Layer
     features: Tensor
     output: Any
     head: Head
@@ -51,7 +56,7 @@ class Split:
 
 
 class Splitter:
-    """Cuts a model after one layer; traces once, then serves any number of batches.
+    """Cuts a model after one layer; traces at the first batch and again when the model changes.
 
     Args:
         model: The model. It must be undisturbed whenever the splitter is called.
@@ -61,8 +66,7 @@ class Splitter:
 
     def __init__(self, model: nn.Module, layer: Layer, head: Head | None = None) -> None:
         self._model, self._layer, self._own_head = model, layer, head
-        self._suffix = None if head is not None else _trace(model, layer)
-        self._checked: dict[tuple[torch.Size, torch.dtype, torch.device], bool] = {}
+        self._suffix: _Suffix | None = None
 
     def __call__(self, x: Tensor, repeats: int) -> Split:
         """Cuts at a batch ``x`` of ``(N, ...)``, each image with ``repeats`` rows in the head.
@@ -75,25 +79,31 @@ class Splitter:
         if self._own_head is not None:
             if not _agrees(self._own_head, features, output):
                 raise ValueError("head(features) does not give the model's output")
-            return Split(features, output, self._own_head, "head")
-        if self._suffix is not None:
-            suffix = self._suffix.head(x, repeats)
-            kind = (x.shape[1:], x.dtype, x.device)
-            if suffix is not None and kind not in self._checked:
-                checked = self._suffix.agrees(x, features, output, min(repeats, 2))
-                self._checked[kind] = checked
-            if suffix is not None and self._checked[kind]:
-                quick = self._suffix.quick_head(x, features, output, repeats)
-                return Split(features, output, quick or suffix, "suffix")
+            return Split(self._layer, features, output, self._own_head, "head")
+        suffix = self._after_layer(x, features, output, repeats)
+        if suffix is not None:
+            return Split(self._layer, features, output, suffix, "suffix")
         entry = _ReEntry(self._model, self._layer, x.repeat_interleave(repeats, dim=0))
-        return Split(features, output, entry, "re-entry")
+        return Split(self._layer, features, output, entry, "re-entry")
+
+    def _after_layer(self, x: Tensor, features: Tensor, output: Any, repeats: int) -> Head | None:
+        """The suffix, traced anew if it does not give the output; ``None`` if no trace does."""
+        if self._suffix is not None:
+            head = self._suffix.head(x, features, output, repeats)
+            if head is not None:
+                return head
+        self._suffix = _trace(self._model, self._layer)
+        return None if self._suffix is None else self._suffix.head(x, features, output, repeats)
 
 
 class _ReEntry:
-    """The whole model, with the layer's output replaced and gradients from there on."""
+    """The whole model, with the layer's output replaced and gradients from there on.
+
+    Before the layer nothing needs a gradient: the parameters of the model are frozen.
+    """
 
     def __init__(self, model: nn.Module, layer: Layer, x: Tensor) -> None:
-        self._model, self._layer, self._x = model, layer, x
+        self._model, self._layer, self._x = model, layer, x.detach()
 
     def __call__(self, z: Tensor) -> Any:
         runs = 0
@@ -103,13 +113,13 @@ class _ReEntry:
             nonlocal runs
             runs += 1
             first_tensor(output, self._layer.name)
-            torch.set_grad_enabled(grad)
+            torch.set_grad_enabled(grad)  # the model may have turned them off round the layer
             return with_first_tensor(output, z)
 
         handle = self._layer.module.register_forward_hook(enter)
         try:
-            with torch.no_grad():
-                output = self._model(self._x)
+            with torch.set_grad_enabled(grad):
+                output = self._model(self._x.clone())
         finally:
             handle.remove()
         check_runs(self._layer, runs)
@@ -117,10 +127,19 @@ class _ReEntry:
 
 
 class _Suffix:
-    """The nodes of a traced model that depend on a layer, and what else they read."""
+    """The nodes of a traced model that depend on a layer, and what else they read.
 
-    def __init__(self, model: nn.Module, graph: fx.Graph, entry: fx.Node) -> None:
-        self._model, self._entry = model, entry
+    Args:
+        model: The model.
+        graph: Its trace.
+        entry: The call of the layer.
+        made: Tensors that ``forward`` made during the trace, by their name in it.
+    """
+
+    def __init__(
+        self, model: nn.Module, graph: fx.Graph, entry: fx.Node, made: Mapping[str, Tensor]
+    ) -> None:
+        self._model, self._entry, self._made = model, entry, made
         nodes = list(graph.nodes)
         fed = _downstream(nodes, [node for node in nodes if node.op == "placeholder"])
         after = _downstream(nodes, [entry]) - {entry}
@@ -136,61 +155,56 @@ class _Suffix:
         self._last_use = _last_uses(self._nodes)
         self._copies: tuple[bytes, dict[str, nn.Module]] = (b"", {})
 
-    def head(self, x: Tensor, repeats: int) -> Head | None:
-        """The suffix at a batch; ``None`` if a value that reaches it round the layer cannot be
-        repeated.
+    def head(self, x: Tensor, features: Tensor, output: Any, repeats: int) -> Head | None:
+        """The suffix at a batch, quick if it can be; ``None`` if it does not give the model's
+        output, also with more rows than the batch has.
         """
-        side = self._side_values(x, repeats)
-        return None if side is None else partial(self._run, side=side, copies={})
+        rows = min(repeats, 2)
+        try:
+            side = self._side_values(x)
+            if side is None:
+                return None
+            for copies in self._choices():
+                few = partial(self._run, side=_repeated(side, rows), copies=copies)
+                with suppress(Exception):  # copies, too, may fail, and the modules still run
+                    if _agrees(few, features, output, rows):
+                        return partial(self._run, side=_repeated(side, repeats), copies=copies)
+        except Exception:  # a wrong trace may fail in any way, and the model itself still runs
+            return None
+        return None
 
-    def quick_head(self, x: Tensor, features: Tensor, output: Any, repeats: int) -> Head | None:
-        """The suffix with merged copies of its modules; ``None`` where they gain nothing, or do not
-        give the model's output.
-        """
+    def _choices(self) -> Iterator[Mapping[str, nn.Module]]:
+        """Merged copies of the modules, if they gain something, and then none."""
         live = {
             str(node.target): self._model.get_submodule(str(node.target))
             for node in self._nodes
             if node.op == "call_module"
         }
         wide = {name: m for name, m in live.items() if any(suits(part) for part in m.modules())}
-        if not wide:
-            return None
-        try:
-            digest = _digest(wide.values())
-            if digest != self._copies[0]:
-                made = {name: merged(module) for name, module in wide.items()}
-                self._copies = (digest, made)
-            copies = self._copies[1]
-            once = partial(self._run, side=self._side_values(x, 1) or {}, copies=copies)
-            if not _agrees(once, features, output):
-                return None
-        except Exception:  # copies run the user's code, which may fail; the modules still run
-            return None
-        return partial(self._run, side=self._side_values(x, repeats) or {}, copies=copies)
+        if wide:
+            with suppress(Exception):  # copying runs the user's code, which may fail
+                digest = _digest(wide.values())
+                if digest != self._copies[0]:
+                    made = {name: merged(module) for name, module in wide.items()}
+                    self._copies = (digest, made)
+                yield self._copies[1]
+        yield {}
 
-    def agrees(self, x: Tensor, features: Tensor, output: Any, repeats: int) -> bool:
-        """Whether the suffix gives the model's output, also with more rows than the batch has."""
-        head = self.head(x, repeats)
-        try:
-            return head is not None and _agrees(head, features, output, repeats)
-        except Exception:  # a wrong trace may fail in any way, and the model itself still runs
-            return False
-
-    def _side_values(self, x: Tensor, repeats: int) -> dict[fx.Node, Tensor] | None:
-        """The values that reach the suffix round the layer, repeated; ``None`` if one cannot be
-        repeated.
+    def _side_values(self, x: Tensor) -> dict[fx.Node, Tensor] | None:
+        """The values that reach the suffix round the layer; ``None`` if one has no row for each
+        image, so that it cannot be repeated.
         """
         if not self._side:
             return {}
-        env: dict[fx.Node, Any] = {self._inputs[0]: x}
+        env: dict[fx.Node, Any] = {self._inputs[0]: x.clone()}
         with torch.no_grad():
             for node in (*self._constants, *self._prefix):
                 if node not in env:
-                    env[node] = evaluate_node(self._model, node, env)
+                    env[node] = self._value(node, env)
         values = {node: env[node] for node in self._side}
         if not all(isinstance(v, Tensor) and v.shape[:1] == x.shape[:1] for v in values.values()):
             return None
-        return {node: value.repeat_interleave(repeats, dim=0) for node, value in values.items()}
+        return values
 
     def _run(
         self, z: Tensor, side: Mapping[fx.Node, Tensor], copies: Mapping[str, nn.Module]
@@ -199,15 +213,26 @@ class _Suffix:
         env: dict[fx.Node, Any] = {node: value.clone() for node, value in side.items()}
         env[self._entry] = z  # the side values are copied: the suffix may work in place
         for node in self._constants:
-            env[node] = evaluate_node(self._model, node, env)
+            env[node] = self._value(node, env)
         for node in self._nodes:
             if node.op == "output":
                 return fx.node.map_arg(node.args[0], env.__getitem__)
             module = copies.get(str(node.target)) if node.op == "call_module" else None
-            env[node] = evaluate_node(self._model, node, env, module)
+            env[node] = self._value(node, env, module)
             for done in self._last_use.get(node, ()):
                 env.pop(done, None)
         raise RuntimeError("the traced model has no output that depends on the layer")
+
+    def _value(
+        self, node: fx.Node, env: Mapping[fx.Node, Any], module: nn.Module | None = None
+    ) -> Any:
+        if node.op == "get_attr" and node.target in self._made:
+            return self._made[str(node.target)].clone()  # the suffix may work in place
+        return evaluate_node(self._model, node, env, module)
+
+
+def _repeated(side: Mapping[fx.Node, Tensor], repeats: int) -> dict[fx.Node, Tensor]:
+    return {node: value.repeat_interleave(repeats, dim=0) for node, value in side.items()}
 
 
 def evaluate_node(
@@ -248,7 +273,7 @@ def _digest(modules: Iterable[nn.Module]) -> bytes:
     return digest.digest()
 
 
-class _Tracer(fx.Tracer):
+class _Around(Tracer):
     """Looks into the modules round the layer; every other one, and the layer, stays a whole.
 
     A module that is left whole may have control flow that depends on its input.
@@ -268,10 +293,17 @@ def _trace(model: nn.Module, layer: Layer) -> _Suffix | None:
     """The suffix after ``layer``, or ``None`` if the model cannot be traced that far."""
     if not layer.name:
         return None
-    try:
-        graph = _Tracer(model, layer).trace(model, concrete_args=_defaults(model))
-    except Exception:
-        return None
+    before = set(vars(model))
+    with unmarked(model):
+        try:
+            graph = _Around(model, layer).trace(model, concrete_args=_defaults(model))
+        except Exception:
+            return None
+        made = {
+            name: value
+            for name, value in vars(model).items()
+            if name not in before and isinstance(value, Tensor)
+        }
     calls = [
         node
         for node in graph.nodes
@@ -282,7 +314,7 @@ def _trace(model: nn.Module, layer: Layer) -> _Suffix | None:
     )
     if len(calls) != 1 or not output_depends:
         return None
-    return _Suffix(model, graph, calls[0])
+    return _Suffix(model, graph, calls[0], made)
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:

@@ -30,7 +30,8 @@ _ENOUGH = 1000
 
 
 class BottleneckStats(nn.Module):
-    """Running statistics of the features of one layer; the buffers travel with ``state_dict``.
+    """Running statistics of the features of one layer; they and the prior travel with
+    ``state_dict``, and a state of another prior is refused.
 
     Args:
         shape: Shape of the features without the batch axis.
@@ -93,7 +94,10 @@ class BottleneckStats(nn.Module):
         Warns:
             UserWarning: There were fewer than 1000 samples.
         """
-        return estimate_all(model, [layer], data, samples=samples, prior=prior, device=device)[0]
+        _, (stats,) = estimate_all(
+            model, [layer], data, samples=samples, prior=prior, device=device
+        )
+        return stats
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -201,7 +205,7 @@ class BottleneckStats(nn.Module):
 
     def save(self, path: Path | str, *, layer: str = "") -> None:
         """Writes a safetensors file; ``layer`` is noted in it."""
-        state = {name: value.contiguous() for name, value in self.state_dict().items()}
+        state = {name: value.contiguous() for name, value in self.named_buffers()}
         save_file(state, str(path), metadata={"prior": self.prior, "layer": layer})
 
     @classmethod
@@ -224,8 +228,35 @@ class BottleneckStats(nn.Module):
         ):
             raise ValueError(f"{path} holds no BottleneckStats (entries: {sorted(state)})")
         stats = cls(tuple(state["mean"].shape), prior=cast("PriorName", prior))
+        for name, buffer in stats.named_buffers():
+            found = state[name]
+            sound = found.shape == buffer.shape and bool(torch.isfinite(found).all())
+            if not sound or (name != "mean" and bool((found < 0).any())):
+                raise ValueError(
+                    f"{path} holds no BottleneckStats: {name} must be finite"
+                    f"{'' if name == 'mean' else ', not negative'} and of shape "
+                    f"{tuple(buffer.shape)}, it has shape {tuple(found.shape)}"
+                )
         stats.load_state_dict(state)
         return stats
+
+    def get_extra_state(self) -> Tensor:
+        """The prior as its number among ``PriorName``: a tensor, as all that is saved."""
+        return torch.tensor(get_args(PriorName).index(self.prior))
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Raises ``ValueError`` at another prior than the statistics have."""
+        saved = get_args(PriorName)[int(state)]
+        if saved != self.prior:
+            raise ValueError(
+                f"the state is of statistics with prior {saved!r}, these have {self.prior!r}"
+            )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # A state from before the prior was saved is taken to be of the prior that we have.
+        saved = state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
+        self.set_extra_state(saved)  # before anything is loaded
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _merge(self, n: int, mean: Tensor, squares: Tensor, nonzero: Tensor) -> None:
         before, total = self.n, self.n + n
@@ -272,8 +303,8 @@ def estimate_all(
     samples: int,
     prior: PriorName = "gaussian",
     device: torch.device | str | None = None,
-) -> list[BottleneckStats]:
-    """Statistics of several layers from one run over the data; see
+) -> tuple[list[Layer], list[BottleneckStats]]:
+    """The layers and their statistics from one run over the data; see
     :meth:`BottleneckStats.estimate`.
     """
     found: list[Layer] = []
@@ -289,7 +320,7 @@ def estimate_all(
             for each, values in zip(stats, features, strict=True):
                 each.update(values)
     check_samples(stats[0].n if stats else 0, stacklevel=4)
-    return stats
+    return found, stats
 
 
 def inputs_of(
@@ -349,7 +380,10 @@ def _batches(data: Tensor | Iterable[Tensor | Sequence[Any]]) -> Iterable[Tensor
         yield from torch.split(data, _CHUNK)
         return
     for batch in data:
-        first = batch if isinstance(batch, Tensor) else batch[0]
+        first = batch[0] if isinstance(batch, Sequence) and batch else batch
         if not isinstance(first, Tensor):
-            raise TypeError(f"data must give tensors of inputs, got {type(first).__name__}")
+            kind = type(first).__name__
+            raise TypeError(
+                f"data must give tensors of inputs, or sequences that begin with one, got {kind}"
+            )
         yield first
