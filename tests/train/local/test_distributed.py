@@ -31,6 +31,22 @@ def test_both_processes_end_with_the_same_weights(loss: str, ranks: Found) -> No
     assert all(torch.equal(value, ranks[1][loss][key]) for key, value in ranks[0][loss].items())
 
 
+def test_channels_last_weights_take_the_steps_of_contiguous_ones(ranks: Found) -> None:
+    found = ranks[0]["fused, channels last"]
+    assert found["model.conv1.weight"].is_contiguous(memory_format=torch.channels_last)
+    for key, value in ranks[0]["fused"].items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_group_without_the_first_process_trains(ranks: Found) -> None:
+    local = local_model("pred", seed=1)
+    for i in range(3):
+        x, y = batch(12, seed=i)
+        local.train_step(x[6:], y[6:])
+    for key, value in local.state_dict().items():
+        torch.testing.assert_close(ranks[1]["group without rank 0"][key], value)
+
+
 def test_pred_in_two_processes_is_pred_on_the_joint_batch(ranks: Found) -> None:
     local = local_model("pred")
     for i in range(3):

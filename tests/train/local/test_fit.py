@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +46,32 @@ def test_means_weigh_batches_by_their_size() -> None:
         local_fit(local, [], epochs=0)
     with pytest.raises(ValueError, match="at least one"):
         local.error([])
+
+
+@pytest.mark.parametrize("batches", [[], iter([batch()])], ids=["empty", "iterator"])
+def test_an_epoch_without_batches_is_refused(batches: Any) -> None:
+    with pytest.raises(ValueError, match=r"batches gave none in epoch (0|1); .* or an iterator"):
+        list(local_fit(localize(conv_net(), batch()[0], loss="pred"), batches, epochs=2))
+
+
+def few_classes(targets: list[int], size: int, classes: int, order: list[int]) -> list[list[int]]:
+    """The batches by their definition, which looks through all that is left."""
+    batches = []
+    while order:
+        chosen = list(dict.fromkeys(targets[i] for i in order))[:classes]
+        batch = [i for i in order if targets[i] in chosen][:size]
+        batch += [i for i in order if i not in batch][: size - len(batch)]
+        order = [i for i in order if i not in batch]
+        batches.append(batch)
+    return batches
+
+
+@pytest.mark.parametrize(("count", "kinds"), [(97, 1), (97, 7), (97, 30), (60, 60)])
+def test_batches_are_those_of_the_definition(count: int, kinds: int) -> None:
+    targets = torch.randint(kinds, (count,))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+    sampler = FewClasses(targets, 10, classes=4, generator=torch.Generator().manual_seed(0))
+    assert list(sampler) == few_classes(targets.tolist(), 10, 4, order)
 
 
 def test_batches_hold_the_classes_asked_for_and_every_sample_once() -> None:

@@ -20,6 +20,7 @@ from addis.train.local import (
     LocalModel,
     Loss,
     UpdateRules,
+    local_fit,
     localize,
 )
 from tests.train.local import oracles
@@ -241,6 +242,16 @@ def test_the_users_model_is_left_as_it_was() -> None:
     assert all(p.requires_grad for p in net.parameters())
 
 
+def test_a_frozen_norm_stays_frozen() -> None:
+    net, (x, y) = conv_net(), batch()
+    net.norm1.eval()
+    local = seeded(net)
+    list(local_fit(local, [(x, y)], epochs=2, validation=[(x, y)]))
+    assert local.training
+    assert not local.model.norm1.training
+    assert [int(m.num_batches_tracked) for m in (local.model.norm0, local.model.norm1)] == [2, 0]
+
+
 def test_inference_is_the_users_module_without_heads_or_hooks() -> None:
     net = conv_net(dropout=0.3)
     local = seeded(net)
@@ -302,6 +313,54 @@ def test_a_resumed_run_is_bit_exact(tmp_path: Path) -> None:
         resumed.load_optim_state(loaded["optim"][:1])
 
 
+def test_a_run_resumed_within_an_accumulation_is_bit_exact(tmp_path: Path) -> None:
+    path, rules = tmp_path / "local.pt", UpdateRules(accumulate=2)
+    unbroken, resumed = seeded(conv_net(), rules=rules), seeded(conv_net(), rules=rules)
+    for i in range(3):
+        unbroken.train_step(*batch(seed=i))
+    torch.save({"model": unbroken.state_dict(), "optim": unbroken.optim_state()}, path)
+    loaded = torch.load(path, weights_only=True)
+    resumed.load_state_dict(loaded["model"])
+    resumed.load_optim_state(loaded["optim"])
+    for local in (unbroken, resumed):
+        local.train_step(*batch(seed=3))
+    assert same(unbroken, resumed)
+    resumed.train_step(*batch(seed=4))
+    resumed.load_optim_state(unbroken.optim_state())  # after an update: nothing is left over
+    assert all(p.grad is None for p in resumed.parameters())
+    for state in loaded["optim"]:
+        del state["gradients"]  # as states were before
+    with pytest.raises(ValueError, match=r"no gradients after 1 calls.*accumulate=2"):
+        resumed.load_optim_state(loaded["optim"])
+
+
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_failed_batch_leaves_no_gradients(accumulate: int, detach: bool) -> None:
+    def made() -> LocalModel:
+        net = conv_net(norm=False)
+        return seeded(net, optimizer=SGD, detach=detach, rules=UpdateRules(accumulate=accumulate))
+
+    def fail(gradient: Tensor) -> None:
+        raise ArithmeticError("in backward")
+
+    torch.manual_seed(1)
+    clean = made()
+    torch.manual_seed(1)
+    failed = made()
+    for local in (failed, clean)[: 2 if accumulate == 1 else 1]:
+        local.train_step(*batch(seed=2))  # of an accumulation the failure forgets it
+    hook = failed.model.conv0.weight.register_hook(fail)
+    with pytest.raises(ArithmeticError, match="in backward"):
+        failed.train_step(*batch(seed=1))
+    hook.remove()
+    for i in range(accumulate):
+        clean.train_step(*batch(seed=i))
+        failed.train_step(*batch(seed=i))
+    assert same(clean.model.conv0, failed.model.conv0)
+    assert same(clean.heads[0], failed.heads[0])
+
+
 def test_accumulated_halves_are_the_whole_batch() -> None:
     x, y = batch(12)
     net = conv_net(norm=False)
@@ -344,12 +403,13 @@ def test_scaled_gradients_are_clipped_at_their_true_norm() -> None:
     assert float((after - before).norm()) == pytest.approx(1e-2, rel=1e-2)
 
 
+@pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_mixed_precision_follows_full_precision(dtype: torch.dtype) -> None:
+def test_mixed_precision_follows_full_precision(dtype: torch.dtype, detach: bool) -> None:
     x, y = batch()
-    net = conv_net()
-    full = seeded(net, loss="predsim", optimizer=SGD)
-    mixed = seeded(net, loss="predsim", optimizer=SGD, rules=UpdateRules(autocast=dtype))
+    net, rules = conv_net(), UpdateRules(autocast=dtype)
+    full = seeded(net, loss="predsim", optimizer=SGD, detach=detach)
+    mixed = seeded(net, loss="predsim", optimizer=SGD, detach=detach, rules=rules)
     for _ in range(3):
         a, b = full.train_step(x, y), mixed.train_step(x, y)
     torch.testing.assert_close(a.losses, b.losses, rtol=0.1, atol=0.1)
@@ -359,6 +419,30 @@ def test_mixed_precision_follows_full_precision(dtype: torch.dtype) -> None:
         for p, q in zip(mixed.model.parameters(), net.parameters(), strict=True)
     ]
     assert all(moved)
+
+
+def test_the_first_step_in_half_precision_is_not_skipped() -> None:
+    local = seeded(conv_net(), loss="sim", rules=UpdateRules(autocast=torch.float16))
+    before = copy.deepcopy(local.model)
+    local.train_step(*batch())
+    assert all(block.scaler.get_scale() == 65536 for block in local._blocks)
+    assert not any(
+        torch.equal(p, q)
+        for p, q in zip(local.model.parameters(), before.parameters(), strict=True)
+    )
+
+
+def test_blocks_kept_attached_share_one_loss_scale() -> None:
+    rules = UpdateRules(autocast=torch.float16)
+    skipping = seeded(conv_net(), detach=False, optimizer=SGD, rules=rules)
+    whole = copy.deepcopy(skipping)
+    before = skipping.model.conv0.weight.detach().clone()
+    skipping.model.conv0.weight.register_hook(lambda gradient: gradient + torch.inf)
+    for local in (skipping, whole):
+        local.train_step(*batch())
+    assert torch.equal(skipping.model.conv0.weight, before)
+    assert same(skipping.model.out, whole.model.out)  # stepped at the scale of its loss
+    assert {block.scaler.get_scale() for block in skipping._blocks} == {32768}
 
 
 def test_compiled_blocks_give_the_same_updates(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,6 +554,10 @@ def test_a_head_and_output_loss_of_ones_own_learn_a_regression() -> None:
     for _ in range(200):
         stats = local.train_step(x, y)
     assert (stats.losses < 0.2).all()
+    assert local.train_step(x, y).errors.isnan().all()
+    several = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3))
+    local = localize(several, x, loss="sim-bpf", output_loss=F.mse_loss)
+    assert local.train_step(x, torch.rand(64, 3)).errors.isnan().all()
     with pytest.raises(TypeError, match="give a head as loss"):
         seeded(conv_net()).train_step(batch()[0], torch.rand(12))
 
@@ -513,11 +601,20 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "loss": ({"loss": "contrast"}, "loss must be one of pred, sim"),
     "beta": ({"beta": -0.5}, r"beta must be in \[0, 1\]"),
     "classes": ({"num_classes": 1}, "num_classes must be >= 2"),
+    "more classes": ({"num_classes": 10}, "num_classes must be at most the model's 4, got 10"),
     "unsupervised": ({"unsupervised": "flow"}, "unsupervised must be"),
     "schedule": ({"schedule": "parallel"}, "schedule must be 'sequential', 'streams' or 'devices'"),
     "devices": ({"schedule": "devices"}, "does not go with devices"),
     "no devices": ({"devices": ["cpu"]}, "does not go with devices"),
     "attached": ({"detach": False, "schedule": "devices", "devices": ["cpu"]}, "detach=False"),
+    "processes": (
+        {
+            "schedule": "devices",
+            "devices": ["cpu", "cpu"],
+            "rules": UpdateRules(process_group=object()),  # type: ignore[arg-type]
+        },
+        "'devices' does not go with a process_group",
+    ),
     "optimizer": (
         {"optimizer": lambda p: torch.optim.SGD([torch.zeros(1)], lr=0.1)},
         "optimizer must be a factory",

@@ -50,6 +50,28 @@ def test_closed_form_gradient_is_the_numerical_one(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("scale", [1024.0, 65536.0])  # the latter of a new GradScaler
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(128, 32, 8, 8), (512, 64, 1, 1)], ids=["maps", "flat"])
+def test_a_loss_scale_keeps_the_gradient_of_half_precision(
+    size: tuple[int, ...], form: torch.memory_format, scale: float
+) -> None:
+    y = torch.arange(size[0]) % 10
+    h = (64 * torch.randn(size).relu()).half().to(memory_format=form)
+    h = h if size[-1] > 1 else h.flatten(1)
+    full, half = h.float().requires_grad_(), h.clone().requires_grad_()
+    (exact,) = torch.autograd.grad(
+        (similarity_matrix(full) - label_similarity(y, num_classes=10)).square().mean(), full
+    )
+    with torch.autocast("cpu", torch.float16):
+        loss = similarity_loss(half, y, num_classes=10)
+    assert loss.dtype == torch.float32
+    (scaled,) = torch.autograd.grad(loss * scale, half)
+    assert scaled.dtype == torch.float16
+    difference = torch.linalg.vector_norm(scaled.float() / scale - exact)
+    assert difference < 0.005 * torch.linalg.vector_norm(exact)
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_closed_form_gradient_is_that_of_autograd_through_the_matrix(name: str) -> None:
     h = features(name)

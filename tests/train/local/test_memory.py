@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from addis.train.local import KeptBytes, localize
+from addis.train.local import KeptBytes, UpdateRules, localize
+from addis.train.local._memory import _checkpointed
 from tests.train.local.nets import batch, conv_net
 
 FLOAT = 4
@@ -83,9 +84,33 @@ def test_local_bytes_do_not_grow_with_depth_and_all_grow_with_the_batch() -> Non
     assert deep.local_bytes > 1.8 * fewer.local_bytes
 
 
-def test_recomputation_gives_the_gradients_of_back_propagation() -> None:
-    from addis.train.local._memory import _checkpointed
+def test_all_ways_compute_in_mixed_precision_if_one_does() -> None:
+    x, y = batch()
+    full, half = (
+        localize(
+            deep_net(), x, loss="pred", rules=UpdateRules(autocast=autocast, winograd=False)
+        ).memory_report(x, y)
+        for autocast in (None, torch.bfloat16)
+    )
+    for kind in ("backprop_bytes", "checkpoint_bytes", "local_bytes"):
+        assert getattr(half, kind) < 0.8 * getattr(full, kind), kind
 
+
+def test_a_model_of_integers_is_counted() -> None:
+    net = nn.Sequential(
+        nn.Embedding(20, 8), nn.Flatten(), nn.Linear(40, 16), nn.ReLU(), nn.Linear(16, 3)
+    )
+    x, y = torch.randint(20, (12, 5)), torch.randint(3, (12,))
+    local = localize(net, x, loss="pred")
+    assert local.memory_report(x, y).checkpoint_bytes > 0
+    plain = copy.deepcopy(local.model)
+    F.cross_entropy(plain(x), y).backward()
+    F.cross_entropy(_checkpointed(local.model, local._blocks, x, 2), y).backward()
+    for a, b in zip(local.model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_recomputation_gives_the_gradients_of_back_propagation() -> None:
     x, y = batch()
     local = localize(conv_net(), x)
     plain = copy.deepcopy(local.model)

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import copy
+import gc
+import subprocess
+import sys
 import threading
 import time
+import weakref
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
-from addis.train.local import localize
+from addis.train.local import BlockShape, LocalLosses, UpdateRules, localize
 from tests.train.local.nets import batch, conv_net, same
 
 
-def pair(net: nn.Module, x: Tensor, *, blocks: Any = "auto", **settings: Any) -> Any:
+def pair(
+    net: nn.Module, x: Tensor, *, blocks: Any = "auto", rules: Any = None, **settings: Any
+) -> Any:
     return [
-        localize(net, x, blocks=blocks, generator=torch.Generator().manual_seed(1), **more)
+        localize(
+            net, x, blocks=blocks, rules=rules, generator=torch.Generator().manual_seed(1), **more
+        )
         for more in ({}, settings)
     ]
+
+
+def zeroed(module: nn.Module) -> None:
+    for parameter in module.parameters(recurse=False):
+        nn.init.zeros_(parameter)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
@@ -45,6 +61,7 @@ def test_devices_carry_what_is_not_a_tensor_and_values_that_skip_blocks() -> Non
 def test_the_first_device_takes_a_batch_while_the_last_still_works() -> None:
     net = conv_net()
     local = localize(net, batch()[0], schedule="devices", devices=["cpu", "cpu"])
+    local.train_step(*batch(4))
     entered, release = threading.Event(), threading.Event()
     seen: list[int] = []
 
@@ -72,11 +89,31 @@ def test_the_first_device_takes_a_batch_while_the_last_still_works() -> None:
         lambda local, state: local.eval(),
         lambda local, state: {k: v.clone() for k, v in local.state_dict().items()},
         lambda local, state: local.load_state_dict(state),
+        lambda local, state: local.schedulers(partial(LambdaLR, lr_lambda=lambda epoch: 0.0)),
+        lambda local, state: local.double(),
+        lambda local, state: local.requires_grad_(False),
+        lambda local, state: local.zero_grad(),
+        lambda local, state: local.apply(zeroed),
     ],
-    ids=["eval", "state_dict", "load_state_dict"],
+    ids=[
+        "eval",
+        "state_dict",
+        "load_state_dict",
+        "schedulers",
+        "double",
+        "requires_grad_",
+        "zero_grad",
+        "apply",
+    ],
 )
-def test_a_batch_under_way_ends_before_the_mode_or_the_state_is_touched(act: Any) -> None:
-    one, many = pair(conv_net(), batch()[0], schedule="devices", devices=["cpu", "cpu"])
+def test_a_batch_under_way_ends_before_anything_of_the_model_is_touched(act: Any) -> None:
+    # In a window of two batches, so that zero_grad has something to clear.
+    rules = UpdateRules(accumulate=2)
+    one, many = pair(
+        conv_net(), batch()[0], rules=rules, schedule="devices", devices=["cpu", "cpu"]
+    )
+    for local in (one, many):
+        local.train_step(*batch())
     state = copy.deepcopy(one.state_dict())
     many.model.conv1.register_forward_pre_hook(lambda *_: time.sleep(0.2))
     one.train_step(*batch())
@@ -88,18 +125,107 @@ def test_a_batch_under_way_ends_before_the_mode_or_the_state_is_touched(act: Any
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_masks_of_dropout_on_devices_depend_on_the_seed_alone() -> None:
-    def trained() -> Any:
+class Dropping(nn.Module):
+    """Dropout as a function, which no module tells of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(192, 192) for _ in range(4)])
+        self.out = nn.Linear(192, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        for layer in self.layers:
+            x = F.dropout(torch.relu(layer(x)), 0.5, self.training)
+        return self.out(x)
+
+
+class NoisyHead(nn.Module):
+    """Draws noise within the loss."""
+
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__()
+        self.out = nn.Linear(shape.shape[0], 4)
+
+    def forward(self, h: Tensor, y: Tensor, x: Tensor | None) -> LocalLosses:
+        return LocalLosses(F.cross_entropy(self.out(h + torch.randn_like(h)), y))
+
+
+RANDOM: dict[str, tuple[Any, dict[str, Any]]] = {
+    "modules": (partial(conv_net, dropout=0.5), {}),
+    "functions": (Dropping, {}),
+    "heads": (lambda: nn.Sequential(nn.Flatten(), *mlp(192)), {"loss": NoisyHead}),
+}
+
+
+def mlp(width: int) -> list[nn.Module]:
+    hidden = [m for _ in range(4) for m in (nn.Linear(width, width), nn.ReLU())]
+    return [*hidden, nn.Linear(width, 4)]
+
+
+@pytest.mark.parametrize("case", RANDOM)
+def test_what_blocks_draw_on_devices_depends_on_the_seed_alone(case: str) -> None:
+    net, settings = RANDOM[case]
+    found = []
+    for _ in range(3):
         torch.manual_seed(5)
-        local = localize(
-            conv_net(dropout=0.5), batch()[0], schedule="devices", devices=["cpu", "cpu"]
-        )
-        for i in range(4):
+        local = localize(net(), batch()[0], schedule="devices", devices=["cpu"] * 3, **settings)
+        for i in range(12):
             local.train_step(*batch(seed=i))
         local.synchronize()
-        return local
+        found.append(local)
+    assert same(found[0], found[1])
+    assert same(found[0], found[2])
 
-    assert same(trained(), trained())
+
+def test_blocks_that_draw_nothing_leave_the_generator_alone() -> None:
+    local = localize(conv_net(), batch()[0], schedule="devices", devices=["cpu", "cpu"])
+    state = torch.get_rng_state()
+    for i in range(3):
+        local.train_step(*batch(seed=i))
+    local.synchronize()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(draws for worker in local._runner._workers for draws in worker._draws.values())
+
+
+def test_workers_end_with_their_model() -> None:
+    models, workers = [], []
+    for _ in range(5):
+        local = localize(conv_net(), batch()[0], schedule="devices", devices=["cpu", "cpu"])
+        local.train_step(*batch())
+        local.synchronize()
+        models.append(weakref.ref(local.model))
+        workers += local._runner._workers
+    assert len(workers) == 10
+    del local
+    gc.collect()
+    for worker in workers:
+        worker.join(20)
+        assert not worker.is_alive()
+    del worker, workers
+    gc.collect()
+    assert not any(model() for model in models)
+
+
+SCRIPT = """
+import torch
+from addis.train.local import localize
+from torch import nn
+
+net = nn.Sequential(
+    nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 3)
+)
+x, y = torch.rand(512, 256), torch.arange(512) % 3
+local = localize(net, x, loss="pred", schedule="devices", devices=("cpu", "cpu"))
+for i in range(5):
+    local.train_step(x, y)
+"""
+
+
+def test_a_script_may_end_while_a_batch_is_under_way() -> None:
+    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, timeout=100)
+    assert run.returncode == 0, run.stderr
+    assert not run.stderr
 
 
 def test_an_error_on_a_device_reaches_the_caller() -> None:
@@ -114,6 +240,27 @@ def test_an_error_on_a_device_reaches_the_caller() -> None:
         local.synchronize()
     handle.remove()
     local.train_step(*batch())
+    local.synchronize()
+
+
+def test_no_batch_is_under_way_after_an_error() -> None:
+    local = localize(conv_net(), batch()[0], schedule="devices", devices=["cpu", "cpu"])
+    local.train_step(*batch())
+    count, seen = iter(range(9)), []
+
+    def fail_first(module: nn.Module, args: Any) -> None:
+        if next(count) == 0:
+            time.sleep(0.1)
+            raise ArithmeticError("in a worker")
+        time.sleep(0.1)
+        seen.append(len(args[0]))
+
+    local.model.dense.register_forward_pre_hook(fail_first)
+    for n in (5, 6):
+        local.train_step(*batch(n))
+    with pytest.raises(ArithmeticError, match="in a worker"):
+        local.synchronize()
+    assert seen == [6]
     local.synchronize()
 
 

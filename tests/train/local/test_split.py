@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from addis.models import mlp, preact_resnet18, resnet20, vgg8b, vgg11b, wide_resnet
-from addis.train.local import UnsupportedModelError, split
+from addis.train.local import UnsupportedModelError, localize, split
 from addis.train.local._block import run_stage
 from tests.train.local.nets import conv_net
 
@@ -239,6 +239,73 @@ def test_refusals_name_what_they_refuse() -> None:
     for single in (nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), nn.Flatten()):
         with pytest.raises(ValueError, match="no block to train locally"):
             split(single, x)
+
+
+class Warming(nn.Module):
+    """Scales its input by the batches seen, which it counts in a buffer, a number and a list."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.register_buffer("buffer", torch.zeros(()))
+        self.number, self.kind, self.list = 0, kind, [0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            if self.kind == "buffer":
+                self.buffer += 1
+            elif self.kind == "number":
+                self.number += 1
+            elif self.kind == "list":
+                self.list.append(0)
+            else:
+                self.fresh = x
+        return x * (self.buffer + self.number + len(self.list))
+
+
+@pytest.mark.parametrize("kind", ["buffer", "number", "list", "fresh"])
+def test_state_that_a_forward_pass_changes_is_refused_and_left_alone(kind: str) -> None:
+    net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), Warming(kind), nn.Linear(6, 3))
+    buffer = net[2].buffer
+    with pytest.raises(UnsupportedModelError, match=rf"changes 2\.{kind}, which a trace would"):
+        split(net, torch.randn(2, 6))
+    warming = net[2]
+    assert warming.buffer is buffer
+    assert (float(buffer), warming.number, warming.list) == (0.0, 0, [0])
+    assert not hasattr(warming, "fresh")
+    local = localize(net, torch.randn(2, 6), blocks=["0", "2"], loss="pred")  # taken whole
+    for _ in range(3):
+        local.train_step(torch.randn(2, 6), torch.arange(2))
+    if kind in ("buffer", "number"):
+        assert float(getattr(local.inference()[2], kind)) == 3
+
+
+def test_a_constant_made_in_the_forward_pass_is_no_state() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.tensor([torch.nan, 1.0]))
+            self.a, self.out = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.width = 6.0
+            return self.out(self.a(x).relu() * torch.ones(6))
+
+    net = Net()
+    net.width = 6.0
+    assert names(net, example=torch.randn(2, 6)) == ["a", "out"]
+
+
+def test_two_blocks_never_have_one_name() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(6, 6))
+            self.linear, self.out = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.linear(F.linear(x, self.w).relu()).relu())
+
+    assert names(Net(), example=torch.randn(2, 6)) == ["linear", "linear_1", "out"]
 
 
 def test_weights_shared_between_blocks_name_both() -> None:

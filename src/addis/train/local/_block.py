@@ -26,11 +26,14 @@ class UpdateRules:
     """How every block turns its loss into an update.
 
     Args:
-        accumulate: Calls of ``train_step`` that share one update; their mean gradient is taken.
+        accumulate: Calls of ``train_step`` that share one update; their mean gradient is taken. A
+            block whose loss, backward or update fails forgets its gradients and counts anew, with
+            ``detach=False`` all do; otherwise the blocks before it have learned from the batch.
         clip_norm: Largest norm of a block's gradient; each block is clipped by itself. ``None``
             clips nothing.
         autocast: Data type of automatic mixed precision, ``torch.bfloat16`` or ``torch.float16``
-            (whose losses are scaled, one scale a block); ``None`` computes in the parameters' type.
+            (whose losses are scaled, one scale a block, or one for all with ``detach=False``);
+            ``None`` computes in the parameters' type.
         process_group: Group of processes whose gradients are averaged, each block's right after its
             backward, in one message. ``None`` averages nothing. Statistics of BatchNorm and the
             pairs of the sim losses stay local.
@@ -113,6 +116,7 @@ class Block:
         self.scaler = torch.amp.GradScaler(enabled=False)
         if rules.autocast is torch.float16:
             self.scaler = torch.amp.GradScaler(self.parameters[0].device.type)
+        self.rescales = True
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         if held != {id(p) for p in self.parameters}:
             raise ValueError(
@@ -163,10 +167,19 @@ class Block:
 
     def learn(self, h: Tensor, x: Tensor | None, y: Tensor) -> BlockResult:
         """Loss, backward and, at every ``accumulate``-th call, the update."""
-        loss, result = self.loss(h, x, y)
-        self.backward(loss)
-        self.update()
+        try:
+            loss, result = self.loss(h, x, y)
+            self.backward(loss)
+            self.update()
+        except BaseException:
+            self.forget()
+            raise
         return result
+
+    def forget(self) -> None:
+        """Clears the gradients of what is accumulated so far, and counts anew."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.calls = 0
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of a loss."""
@@ -185,22 +198,43 @@ class Block:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.parameters, self.rules.clip_norm)
         self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self.rescales:
+            self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Any]:
-        """Of the optimizer, the loss scale and the accumulation."""
+        """Of the optimizer, the loss scale and the accumulation: its calls and their gradients."""
+        calls = self.calls % self.rules.accumulate
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "calls": self.calls,
+            "calls": calls,
+            "gradients": [p.grad for p in self.parameters] if calls else None,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes what `state` gave."""
+        """Takes what `state` gave.
+
+        Raises:
+            ValueError: The state is from within an accumulation and has no gradients, or is of
+                another ``accumulate``.
+        """
+        calls = state["calls"] % self.rules.accumulate
+        gradients = state.get("gradients")
+        if bool(calls) != (gradients is not None):
+            found = "no gradients" if gradients is None else "gradients"
+            raise ValueError(
+                f"state of block {self.piece.name!r} has {found} after {state['calls']} calls, "
+                f"which does not fit accumulate={self.rules.accumulate}; take it between two "
+                "updates with the same accumulate, or after an update"
+            )
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.calls = state["calls"]
+        self.calls = calls
+        for p, gradient in zip(
+            self.parameters, gradients or [None] * len(self.parameters), strict=True
+        ):
+            _set_gradient(p, gradient)
 
     def _kernels(self, values: Mapping[str, Any]) -> contextlib.AbstractContextManager[object]:
         device = next(v.device.type for v in values.values() if isinstance(v, Tensor))
@@ -220,4 +254,9 @@ def _average(parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> No
         dist.all_reduce(flat, group=group)
         flat /= dist.get_world_size(group)
         for p, part in zip(same, torch.split(flat, [p.numel() for p in same]), strict=True):
-            p.grad = part.view_as(p)
+            _set_gradient(p, part.view_as(p))
+
+
+def _set_gradient(p: nn.Parameter, gradient: Tensor | None) -> None:
+    """Copies a gradient in the memory layout of ``p``: fused optimizers pay no heed to strides."""
+    p.grad = None if gradient is None else torch.empty_like(p).copy_(gradient)

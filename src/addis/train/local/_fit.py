@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from heapq import heappop, heappush, heapreplace
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ def local_fit(
         lr_milestones: Epochs; ``None`` means `milestones`.
 
     Raises:
-        ValueError: ``epochs < 1``.
+        ValueError: ``epochs < 1``, or an epoch without batches.
     """
     if epochs < 1:
         raise ValueError(f"epochs must be >= 1, got {epochs}")
@@ -90,7 +91,8 @@ def _epochs(
 ) -> Iterator[EpochStats]:
     schedulers = local.schedulers(multi_step)
     for epoch in range(epochs):
-        local.train()
+        if not local.training:
+            local.train()
         lr = local.lr
         losses, errors, seen = torch.zeros(()), torch.zeros(()), 0
         for x, y in batches:
@@ -98,6 +100,11 @@ def _epochs(
             losses = losses + len(x) * stats.losses.to(losses.device)
             errors = errors + len(x) * stats.errors.to(errors.device)
             seen += len(x)
+        if not seen:
+            raise ValueError(
+                f"batches gave none in epoch {epoch}; they are gone through once an epoch, so they "
+                "must not be empty or an iterator"
+            )
         schedulers.step()
         error = None if validation is None else local.error(validation)
         means = [tuple((v / seen).tolist()) for v in (losses, errors)]
@@ -131,31 +138,28 @@ class FewClasses(torch.utils.data.Sampler[list[int]]):
     ) -> None:
         if not 1 <= classes <= batch_size:
             raise ValueError(f"need 1 <= classes <= batch_size, got {classes} and {batch_size}")
-        self._targets = targets.tolist()
+        self._targets: list[int] = targets.tolist()
         self._batch_size, self._classes, self._generator = batch_size, classes, generator
 
     def __len__(self) -> int:
         return -(-len(self._targets) // self._batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order: dict[int, None] = dict.fromkeys(
-            torch.randperm(len(self._targets), generator=self._generator).tolist()
-        )
-        while order:
-            chosen: set[int] = set()
-            for i in order:
-                if len(chosen) == self._classes:
-                    break
-                chosen.add(self._targets[i])
+        order = torch.randperm(len(self._targets), generator=self._generator).tolist()
+        waiting: dict[int, list[int]] = {}  # places in the order, by class, the first one last
+        for place in reversed(range(len(order))):
+            waiting.setdefault(self._targets[order[place]], []).append(place)
+        first = sorted((places[-1], label) for label, places in waiting.items())  # a heap
+        while first:
+            chosen = [heappop(first) for _ in range(min(self._classes, len(first)))]
             batch: list[int] = []
-            for i in order:
-                if len(batch) == self._batch_size:
-                    break
-                if self._targets[i] in chosen:
-                    batch.append(i)
-            for i in batch:
-                del order[i]
-            while order and len(batch) < self._batch_size:
-                batch.append(i := next(iter(order)))
-                del order[i]
+            while len(batch) < self._batch_size and (source := chosen or first):
+                label = source[0][1]
+                batch.append(order[waiting[label].pop()])
+                if waiting[label]:
+                    heapreplace(source, (waiting[label][-1], label))
+                else:
+                    heappop(source)
+            for one in chosen:
+                heappush(first, one)
             yield batch

@@ -32,7 +32,7 @@ from addis.train.local._model import LocalModel, OutputLoss
 from addis.train.local._schedules import Schedule
 from addis.train.local._shape import BlockShape
 from addis.train.local._split import Blocks, Piece, split
-from addis.train.local._trace import UnsupportedModelError
+from addis.train.local._trace import UnsupportedModelError, evaluating
 
 __all__ = ["METHOD", "localize"]
 
@@ -85,12 +85,13 @@ def localize(
         (torch.Size([3]), torch.Size([8, 3]))
 
     Args:
-        model: Any module from one tensor to one tensor that `torch.fx` can trace.
+        model: Any module from one tensor to one tensor that `torch.fx` can trace. One in training
+            mode keeps modules in evaluation mode so, such as a frozen norm.
         example: A batch ``(n, ...)`` like those to train on, on the model's device. Heads are built
             for its shape.
         loss: The local loss, or a function that makes a head from a `BlockShape`: a module whose
             ``forward(h, y, x)`` returns `LocalLosses`.
-        num_classes: ``K``; ``None`` takes the width of the model's output.
+        num_classes: ``K``, at most the width of the model's output; ``None`` takes that.
         beta: Weight of sim beside pred in ``[0, 1]``; ``None`` means 0.99, and 0.01 for
             ``"predsim-bpf"``.
         blocks: Where to cut, see `split`.
@@ -109,7 +110,7 @@ def localize(
             heads.
         schedule: ``"sequential"``, ``"streams"`` (one CUDA device) or ``"devices"``.
         devices: For ``"devices"``: runs of consecutive blocks of nearly equal length are moved to
-            them.
+            them. Not with a process group.
         generator: CPU source of the heads' initial weights. ``None`` means torch's default.
 
     Raises:
@@ -117,13 +118,19 @@ def localize(
         UnsupportedModelError: The model cannot be traced or cut.
         RuntimeError: ``schedule="streams"`` without a CUDA device.
     """
-    _check_schedule(schedule, devices, detach)
-    model = copy.deepcopy(model).train()
+    rules = rules or UpdateRules()
+    _check_schedule(schedule, devices, detach, rules)
+    model = copy.deepcopy(model)
+    if not model.training:
+        model.train()
     for parameter in model.parameters():
         parameter.grad = None
     pieces = split(model, example, blocks)
+    width = pieces[-1].shape.shape[-1]
     if num_classes is None:
-        num_classes = pieces[-1].shape.shape[-1]
+        num_classes = width
+    if output_loss is F.cross_entropy and num_classes > width:
+        raise ValueError(f"num_classes must be at most the model's {width}, got {num_classes}")
     common: dict[str, Any] = {
         "num_classes": num_classes,
         "beta": beta,
@@ -152,20 +159,27 @@ def localize(
         output_loss=output_loss,
         output_weight=factor,
         optimizer=optimizer,
-        rules=rules or UpdateRules(),
+        rules=rules,
         detach=detach,
         schedule=schedule,
         devices=tuple(map(torch.device, devices)),
     )
 
 
-def _check_schedule(schedule: str, devices: Sequence[str | torch.device], detach: bool) -> None:
+def _check_schedule(
+    schedule: str, devices: Sequence[str | torch.device], detach: bool, rules: UpdateRules
+) -> None:
     if schedule not in ("sequential", "streams", "devices"):
         raise ValueError(f"schedule must be 'sequential', 'streams' or 'devices', got {schedule!r}")
     if (schedule == "devices") != bool(devices):
         raise ValueError(f"schedule={schedule!r} does not go with devices={list(devices)}")
     if not detach and schedule != "sequential":
         raise ValueError(f"detach=False needs schedule='sequential', got {schedule!r}")
+    if schedule == "devices" and rules.process_group is not None:
+        raise ValueError(
+            "schedule='devices' does not go with a process_group: its workers would send their "
+            "gradients in another order in each process"
+        )
 
 
 def _head(
@@ -197,10 +211,8 @@ def _in_evaluation(
     model: nn.Module, example: Tensor, blocks: Blocks, pieces: Sequence[Piece]
 ) -> tuple[Piece, ...]:
     """The same blocks in evaluation mode, for models that ask for ``self.training``."""
-    try:
-        found = split(model.eval(), example, blocks)
-    finally:
-        model.train()
+    with evaluating(model):
+        found = split(model, example, blocks)
     if [piece.name for piece in found] != [piece.name for piece in pieces]:
         raise UnsupportedModelError(
             f"{type(model).__name__} has other blocks in evaluation than in training mode"

@@ -5,7 +5,8 @@ arXiv:1901.06656, eq. 1-2.
 Departures: the loss is the mean over the ``n²`` pairs, as in the authors' code; the paper writes
 the squared Frobenius norm. Its gradient is the closed form, found while the loss is computed: of a
 feature map only the centred map and a number a channel are kept for backward, and no second
-derivative exists.
+derivative exists. What is found a sample and channel is in float32 also with mixed precision, so
+that a loss scale reaches the gradient before it is rounded.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def similarity_matrix(x: Tensor, *, spatial: Spatial = "std", eps: float = 1e-8)
     z = _at_least_float32(z)
     z = z - z.mean(dim=1, keepdim=True)
     unit: Tensor = z / (torch.linalg.vector_norm(z, dim=1, keepdim=True) + eps)
-    return (unit @ unit.T).clamp(-1, 1)
+    with torch.autocast(z.device.type, enabled=False):
+        return (unit @ unit.T).clamp(-1, 1)
 
 
 def label_similarity(y: Tensor, *, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -175,25 +177,28 @@ class _SimilarityLoss(torch.autograd.Function):
     def forward(
         ctx: Any, h: Tensor, target: Tensor, dims: tuple[int, ...] | None, eps: float
     ) -> Tensor:
-        ctx.shape = h.shape
+        ctx.shape, ctx.dtype = h.shape, h.dtype
         if dims is None:
             loss, dz = _matching(_at_least_float32(h.flatten(1)), target, eps)
-            ctx.save_for_backward(dz.to(h.dtype))
+            ctx.save_for_backward(dz)
             return loss
         std, centred = _spread(h, dims)
         z = _at_least_float32(std.flatten(1))
         loss, dz = _matching(z, target, eps)
         pixels = h.numel() // z.numel()
         scale = torch.where(z > 0, dz / ((pixels - 1) * z), 0.0)
-        ctx.save_for_backward(scale.to(h.dtype).view_as(std), centred)
+        ctx.save_for_backward(scale.view_as(std), centred)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         scale, *maps = ctx.saved_tensors
-        scale = scale * grad.to(scale.dtype)
-        return (maps[0] * scale if maps else scale).view(ctx.shape), None, None, None
+        scale = scale * grad
+        if ctx.dtype != torch.float16:  # bfloat16 has the range of float32
+            scale = scale.to(ctx.dtype)
+        found = torch.mul(maps[0], scale, out=torch.empty_like(maps[0])) if maps else scale
+        return found.to(ctx.dtype).view(ctx.shape), None, None, None
 
 
 def _spread(h: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -210,7 +215,7 @@ def _spread(h: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     if centred.is_contiguous():
         norm = torch.linalg.vector_norm(centred, dim=dims, keepdim=True)
     else:  # the norm over the pixels of a channels_last map is not vectorised; the sum is
-        norm = centred.square().sum(dim=dims, keepdim=True).sqrt()
+        norm = _at_least_float32(centred).square().sum(dim=dims, keepdim=True).sqrt()
     return norm / (h.numel() // norm.numel() - 1) ** 0.5, centred
 
 
@@ -220,10 +225,11 @@ def _matching(z: Tensor, target: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     centred = z - z.mean(dim=1, keepdim=True)
     norm = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
     unit = centred / (norm + eps)
-    cosine = unit @ unit.T
-    difference = cosine.clamp_(-1, 1) - target.to(z.dtype)
-    loss = difference.square().mean()
-    g = difference.mul_(2 / n**2)
-    dunit = (g + g.T) @ unit
+    with torch.autocast(z.device.type, enabled=False):
+        cosine = unit @ unit.T
+        difference = cosine.clamp_(-1, 1) - target.to(z.dtype)
+        loss = difference.square().mean()
+        g = difference.mul_(2 / n**2)
+        dunit = (g + g.T) @ unit
     along = (unit * dunit).sum(dim=1, keepdim=True)  # 0 for a constant row, whose unit vector is 0
     return loss, dunit / (norm + eps) - unit * along / norm.clamp_min(torch.finfo(z.dtype).tiny)

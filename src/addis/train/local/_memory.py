@@ -7,12 +7,14 @@ Workspaces of the kernels are not seen.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -131,7 +133,8 @@ def measure_memory(
 ) -> MemoryReport:
     """Runs the three ways of training on one batch, without updates; see `MemoryReport`.
 
-    Gradients, buffers and the random state are as before afterwards.
+    All three compute in the types of the blocks' mixed precision. Gradients, buffers and the random
+    state are as before afterwards.
 
     Raises:
         RuntimeError: The blocks are on several devices.
@@ -154,19 +157,23 @@ def measure_memory(
         if total:
             torch.autograd.backward(torch.stack(total).sum())
 
-    def backprop(meter: KeptBytes) -> None:
-        torch.autograd.backward(loss(model(x), y))
+    def backprop(output: Callable[[], Tensor], meter: KeptBytes) -> None:
+        with _autocast(blocks, x):
+            total = loss(output(), y)
+        torch.autograd.backward(total)
 
     def recomputed(segments: int) -> Callable[[KeptBytes], None]:
-        def run(meter: KeptBytes) -> None:
-            torch.autograd.backward(loss(_checkpointed(model, blocks, x, segments), y))
-
-        return run
+        return partial(backprop, partial(_checkpointed, model, blocks, x, segments))
 
     root = round(math.sqrt(len(blocks)))
     peaks = [
         _peak(work, model, blocks, x)
-        for work in (backprop, recomputed(root), recomputed(len(blocks)), local)
+        for work in (
+            partial(backprop, partial(model, x)),
+            recomputed(root),
+            recomputed(len(blocks)),
+            local,
+        )
     ]
     (bp, bp_cuda), *recomputing, (own, own_cuda) = peaks
     least, least_cuda = min(recomputing)
@@ -174,18 +181,23 @@ def measure_memory(
     return MemoryReport(bp, least, own, tuple(kept), cuda, len(x))
 
 
+def _autocast(blocks: Sequence[Block], x: Tensor) -> contextlib.AbstractContextManager[object]:
+    dtype = blocks[0].rules.autocast
+    return contextlib.nullcontext() if dtype is None else torch.autocast(x.device.type, dtype)
+
+
 def _checkpointed(model: nn.Module, blocks: Sequence[Block], x: Tensor, segments: int) -> Tensor:
     """The model's output, recomputed in backward a segment of blocks at a time."""
-    values: Values = {
-        blocks[0].piece.body.inputs[0]: x.detach().requires_grad_(x.is_floating_point())
-    }
+    values: Values = {blocks[0].piece.body.inputs[0]: x.detach()}
+    anchor = torch.empty(0, device=x.device, requires_grad=True)  # for integers x need one
     bounds = [i * len(blocks) // segments for i in range(segments + 1)]
     for low, high in pairwise(bounds):
         names = list(values)
         leaving: list[str] = []
 
-        def run(*inputs: Any, part: Sequence[Block] = blocks[low:high], names: list[str] = names,
-                leaving: list[str] = leaving) -> tuple[Any, ...]:  # fmt: skip
+        def run(_: Tensor, *inputs: Any, part: Sequence[Block] = blocks[low:high],
+                names: list[str] = names, leaving: list[str] = leaving,
+        ) -> tuple[Any, ...]:  # fmt: skip
             inner = dict(zip(names, inputs, strict=True))
             for block in part:
                 run_stage(block.piece.glue, model, inner)
@@ -193,7 +205,7 @@ def _checkpointed(model: nn.Module, blocks: Sequence[Block], x: Tensor, segments
             leaving[:] = list(inner)
             return tuple(inner.values())
 
-        found = checkpoint(run, *values.values(), use_reentrant=True)
+        found = checkpoint(run, anchor, *values.values(), use_reentrant=True)
         values = dict(zip(leaving, found, strict=True))
     output: Tensor = values[blocks[-1].piece.features]
     return output

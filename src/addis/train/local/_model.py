@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any, Self
+from functools import partial, wraps
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -19,10 +19,23 @@ from addis.train.local._memory import MemoryReport, measure_memory
 from addis.train.local._schedules import Devices, Schedule, Sequential, Streams
 from addis.train.local._split import Piece
 from addis.train.local._stats import StepStats
+from addis.train.local._trace import evaluating
 
 __all__ = ["LocalModel", "OutputLoss", "Schedulers"]
 
 OutputLoss = Callable[[Tensor, Tensor], Tensor]
+_M = TypeVar("_M", bound=Callable[..., Any])
+
+
+def _when_idle(method: _M) -> _M:
+    """A method of a `LocalModel` that waits until no batch is under way."""
+
+    @wraps(method)
+    def waiting(self: LocalModel, *args: Any, **kwargs: Any) -> Any:
+        self.synchronize()
+        return method(self, *args, **kwargs)
+
+    return cast("_M", waiting)
 
 
 class LocalModel(nn.Module):
@@ -65,7 +78,7 @@ class LocalModel(nn.Module):
             _place(model, pieces, heads, devices)
         if rules.process_group is not None:
             for tensor in self.state_dict().values():
-                dist.broadcast(tensor, 0, group=rules.process_group)
+                dist.broadcast(tensor, group_src=0, group=rules.process_group)
         losses: list[Callable[..., LocalLosses]] = [*heads, partial(_output_losses, output_loss)]
         weights = [1.0] * len(heads) + [output_weight]
         self._blocks = [
@@ -107,7 +120,7 @@ class LocalModel(nn.Module):
         )
         values = {self._blocks[0].piece.body.inputs[0]: x.detach()}
         results = self._ready().step(values, y)
-        return StepStats(self.blocks, y, results)
+        return StepStats(self.blocks, y, results, soft=self._learns_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of ``x (n, ...)``: the user's model alone, without heads or updates."""
@@ -117,10 +130,12 @@ class LocalModel(nn.Module):
             return logits
         return self._features(x)[-1]
 
-    def train(self, mode: bool = True) -> Self:
-        """Changes the mode, as of any module, once no batch is under way."""
-        self.synchronize()
-        return super().train(mode)
+    # As of any module, once no batch is under way.
+    train = _when_idle(nn.Module.train)
+    apply = _when_idle(nn.Module.apply)
+    requires_grad_ = _when_idle(nn.Module.requires_grad_)
+    zero_grad = _when_idle(nn.Module.zero_grad)
+    _apply = _when_idle(nn.Module._apply)
 
     def exits(self, x: Tensor) -> tuple[Tensor, ...]:
         """Logits ``(n, K)`` of the decoder at every block and, last, of the output: early exits.
@@ -161,19 +176,16 @@ class LocalModel(nn.Module):
     def error(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         """Fraction in ``[0, 1]`` of samples that the whole network gets wrong, in evaluation mode.
 
+        Afterwards every module has the mode that it had.
+
         Args:
             batches: ``(x, y)`` with class numbers ``(n,)``.
 
         Raises:
             ValueError: No batch.
         """
-        training = self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                wrong = [(self(x).argmax(1) != y).float() for x, y in batches]
-        finally:
-            self.train(training)
+        with evaluating(self), torch.no_grad():
+            wrong = [(self(x).argmax(1) != y).float() for x, y in batches]
         if not wrong:
             raise ValueError("batches must hold at least one")
         return float(torch.cat(wrong).mean())
@@ -195,6 +207,7 @@ class LocalModel(nn.Module):
         self, factory: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
     ) -> Schedulers:
         """One learning-rate scheduler a block; ``step()`` steps them all."""
+        self.synchronize()
         return Schedulers(self, [factory(block.optimizer) for block in self._blocks])
 
     def optim_state(self) -> list[dict[str, Any]]:
@@ -223,7 +236,8 @@ class LocalModel(nn.Module):
         """Waits until no batch is under way.
 
         Raises:
-            Exception: Whatever a block of ``schedule="devices"`` raised.
+            Exception: Whatever a block of ``schedule="devices"`` raised, of the first batch that
+                failed.
         """
         if self._runner is not None:
             self._runner.synchronize()

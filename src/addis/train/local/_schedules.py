@@ -1,20 +1,22 @@
 """In which order and where the blocks work: in turn, on CUDA streams, or on several devices.
 
 In every schedule block ``i`` reads the features that block ``i - 1`` computed of the same batch
-before its own update, so all three give the same updates. Masks of Dropout are the exception of
-``devices``: its workers draw from random states of their own, seeded once from torch's default
-generator.
+before its own update, so all three give the same updates. What blocks draw at random on CPUs, such
+as masks of Dropout, is the exception of ``devices``: they draw from states of their own, seeded
+once from torch's default generator.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any, Final, Literal
 
 import torch
@@ -33,6 +35,9 @@ class Sequential:
 
     def __init__(self, model: nn.Module, blocks: Sequence[Block], *, detach: bool = True) -> None:
         self._model, self._blocks, self._detach = model, blocks, detach
+        if not detach:  # one backward, so one loss scale, which changes once a step
+            for block in blocks:
+                block.scaler, block.rescales = blocks[0].scaler, block is blocks[-1]
 
     def step(self, values: Values, y: Tensor) -> list[BlockResult]:
         """One batch through all blocks."""
@@ -47,9 +52,14 @@ class Sequential:
             loss, result = block.loss(*block.forward(self._model, values, detach=False), y)
             losses.append(loss)
             results.append(result)
-        self._blocks[0].backward(torch.stack(losses).sum())
-        for block in self._blocks:
-            block.update()
+        try:
+            self._blocks[0].backward(torch.stack(losses).sum())
+            for block in self._blocks:
+                block.update()
+        except BaseException:
+            for block in self._blocks:
+                block.forget()
+            raise
         return results
 
     def synchronize(self) -> None:
@@ -129,8 +139,10 @@ class Devices:
 
     ``step`` returns at once: while the second device works on a batch the first takes the next.
     Each worker does its batches in order, so the updates are those of `Sequential`, bit for bit.
-    With Dropout on CPUs nothing else should draw from torch's default generator while batches are
-    under way.
+
+    Blocks on CPUs that draw random numbers do so from states of their own, one block at a time, and
+    nothing else should draw from torch's default generator while batches are under way. Which draw
+    shows on the first batch, for which ``step`` waits.
 
     Args:
         model: The model; its blocks are moved to their devices.
@@ -141,86 +153,140 @@ class Devices:
     def __init__(
         self, model: nn.Module, blocks: Sequence[Block], devices: Sequence[torch.device]
     ) -> None:
-        self._model = model
-        self._queues: list[queue.Queue[_Job | None]] = [queue.Queue(1) for _ in devices]
         self._pending: list[Future[list[BlockResult]]] = []
         share = [i * len(devices) // len(blocks) for i in range(len(blocks))]
-        for i, group in groupby(zip(share, blocks, strict=True), key=lambda pair: pair[0]):
-            run = [block for _, block in group]
-            seed = int(torch.randint(2**62, ()))
-            following = self._queues[i + 1] if i + 1 < len(devices) else None
-            arguments = (model, run, devices[i], self._queues[i], following, seed)
-            threading.Thread(target=_work, args=arguments, daemon=True).start()
+        runs = [
+            (devices[i], [block for _, block in group], int(torch.randint(2**62, ())))
+            for i, group in groupby(zip(share, blocks, strict=True), key=lambda pair: pair[0])
+        ]
+        self._workers: list[_Worker] = []
+        for device, run, seed in reversed(runs):
+            following = self._workers[0] if self._workers else None
+            self._workers.insert(0, _Worker(model, run, device, following, seed))
+        for worker in self._workers:
+            worker.start()
+        weakref.finalize(self, self._workers[0].jobs.put, None)
 
     def step(self, values: Values, y: Tensor) -> Future[list[BlockResult]]:
         """Hands a batch to the first device; waits only while that still has one before it."""
-        self._collect(wait=False)
+        self._collect()
         job = _Job(values, y, [], Future())
         self._pending.append(job.done)
-        self._queues[0].put(job)
+        self._workers[0].take(job)
+        if any(worker.undecided for worker in self._workers):
+            wait([job.done])
         return job.done
 
     def synchronize(self) -> None:
-        """Waits until every batch has passed the last block.
+        """Waits until every batch has passed the last block or failed.
 
         Raises:
-            Exception: Whatever a block raised.
+            Exception: Whatever a block raised, of the first batch that failed.
         """
-        self._collect(wait=True)
+        wait(self._pending)
+        self._collect()
 
-    def close(self) -> None:
-        """Ends the workers."""
-        self._queues[0].put(None)
+    def _collect(self) -> None:
+        """Forgets the batches that have ended; raises the first error."""
+        ended = list(takewhile(Future.done, self._pending))
+        del self._pending[: len(ended)]
+        for done in ended:
+            done.result()
 
-    def _collect(self, *, wait: bool) -> None:
-        while self._pending and (wait or self._pending[0].done()):
-            self._pending.pop(0).result()
 
+class _Worker(threading.Thread):
+    """Learns from one batch after another and hands each on; ends at ``None``, handed on too.
 
-def _work(
-    model: nn.Module,
-    blocks: Sequence[Block],
-    device: torch.device,
-    jobs: queue.Queue[_Job | None],
-    following: queue.Queue[_Job | None] | None,
-    seed: int,
-) -> None:
-    states = {
-        block: torch.Generator().manual_seed(seed + i).get_state() for i, block in enumerate(blocks)
-    }
-    drawing = device.type == "cpu" and any(
-        isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules()
-    )
-    while (job := jobs.get()) is not None:
+    Args:
+        model: The model.
+        blocks: The worker's.
+        device: Theirs.
+        following: The next worker.
+        seed: Of the blocks' random states.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Sequence[Block],
+        device: torch.device,
+        following: _Worker | None,
+        seed: int,
+    ) -> None:
+        super().__init__(target=self._serve, daemon=True)
+        self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()  # garbage collection puts
+        self.following = following
+        self._room = threading.Semaphore()
+        self._model, self._blocks, self._device = model, blocks, device
+        self._states = {
+            block: torch.Generator().manual_seed(seed + i).get_state()
+            for i, block in enumerate(blocks)
+        }
+        self._draws: dict[tuple[Block, str], bool] = {}
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it is still open which blocks draw random numbers."""
+        return self._device.type == "cpu" and len(self._draws) < 2 * len(self._blocks)
+
+    def take(self, job: _Job) -> None:
+        """Queues a batch, once the one before it has been begun."""
+        self._room.acquire()
+        self.jobs.put(job)
+
+    def _serve(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            self._room.release()
+            self._work(job)
+            del job
+        if self.following is not None:
+            self.following.jobs.put(None)
+
+    def _work(self, job: _Job) -> None:
         try:
-            values = {k: _moved(v, device) for k, v in job.values.items()}
-            y = _moved(job.y, device)
-            for block in blocks:
-                with _random_state(block, states) if drawing else contextlib.nullcontext():
-                    h, x = block.forward(model, values)
-                job.results.append(block.learn(h, x, y))
-            if following is None:
+            values = {k: _moved(v, self._device) for k, v in job.values.items()}
+            y = _moved(job.y, self._device)
+            for block in self._blocks:
+                with self._random_state(block, "forward"):
+                    h, x = block.forward(self._model, values)
+                with self._random_state(block, "learn"):
+                    job.results.append(block.learn(h, x, y))
+            if self.following is None:
                 job.done.set_result(job.results)
             else:
-                following.put(_Job(values, y, job.results, job.done))
+                self.following.take(_Job(values, y, job.results, job.done))
         except BaseException as error:
             job.done.set_exception(error)
-    if following is not None:
-        following.put(None)
+
+    @contextlib.contextmanager
+    def _random_state(self, block: Block, part: str) -> Iterator[None]:
+        """The block's own random state, on a CPU whose one generator other workers share.
+
+        A part that drew nothing on its first batch goes without, and without the lock.
+        """
+        if not self._draws.get((block, part), self._device.type == "cpu"):
+            yield
+            return
+        with _CPU_RANDOM:
+            outside, before = torch.get_rng_state(), self._states[block]
+            torch.set_rng_state(before)
+            try:
+                yield
+            finally:
+                self._states[block] = torch.get_rng_state()
+                torch.set_rng_state(outside)
+        self._draws.setdefault((block, part), not torch.equal(before, self._states[block]))
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Lets the batches under way end: the interpreter aborts if a thread computes when it goes."""
+    workers = [thread for thread in threading.enumerate() if isinstance(thread, _Worker)]
+    for first in set(workers) - {worker.following for worker in workers}:
+        first.jobs.put(None)
+    for worker in workers:
+        worker.join()
 
 
 def _moved(value: Any, device: torch.device) -> Any:
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-
-
-@contextlib.contextmanager
-def _random_state(block: Block, states: dict[Block, Tensor]) -> Iterator[None]:
-    """The block's own random state, on a CPU whose one generator other workers share."""
-    with _CPU_RANDOM:
-        outside = torch.get_rng_state()
-        torch.set_rng_state(states[block])
-        try:
-            yield
-        finally:
-            states[block] = torch.get_rng_state()
-            torch.set_rng_state(outside)

@@ -256,10 +256,9 @@ def _pieces(
 def _common_path(parameters: dict[str, None], layer: fx.Node, taken: set[str]) -> str:
     paths = [name.split(".")[:-1] for name in parameters] or [[str(layer.target)]]
     shared = [part for part, *rest in zip(*paths, strict=False) if all(r == part for r in rest)]
-    name = ".".join(shared)
-    if name and name not in taken:
-        return name
-    return str(layer.target) if layer.op == "call_module" else layer.name
+    last = str(layer.target) if layer.op == "call_module" else layer.name
+    names = (".".join(shared), last, *(f"{last}_{i}" for i in range(1, len(taken) + 1)))
+    return next(name for name in names if name and name not in taken)
 
 
 def _shape_of(model: nn.Module, traced: Traced, node: fx.Node, name: str, batch: int) -> BlockShape:

@@ -23,6 +23,7 @@ class StepStats:
         blocks: Names of the blocks.
         y: The batch's labels.
         results: A result a block, or the promise of them.
+        soft: Whether a matrix of labels holds the classes' probabilities.
     """
 
     def __init__(
@@ -30,10 +31,13 @@ class StepStats:
         blocks: tuple[str, ...],
         y: Tensor,
         results: Sequence[BlockResult] | Future[list[BlockResult]],
+        *,
+        soft: bool,
     ) -> None:
         self.blocks = blocks
         self._y = y
         self._results = results
+        self._soft = soft
 
     @property
     def losses(self) -> Tensor:
@@ -54,16 +58,18 @@ class StepStats:
     def errors(self) -> Tensor:
         """``(B,)`` fraction in ``[0, 1]`` of the batch that each block's decoder gets wrong.
 
-        NaN where it does not decode classes.
+        NaN where it does not decode classes, and for labels other than class numbers with an
+        ``output_loss`` of your own.
         """
-        y = self._y.argmax(1) if self._y.dim() == 2 else self._y
+        y = self._y.argmax(1) if self._soft and self._y.dim() == 2 else self._y
+        numbers = y.dim() == 1 and not y.is_floating_point()
         found: list[Tensor | None] = []
         for result in self._read():
             logits = result.logits
-            classes = logits is not None and logits.shape[1:] == self._classes
+            classes = logits is not None and logits.shape[1:] == self._classes != (1,)
             found.append(
                 (logits.argmax(1) != y.to(logits.device)).float().mean()
-                if logits is not None and classes
+                if logits is not None and classes and numbers
                 else None
             )
         return self._stack(found)

@@ -7,8 +7,10 @@ model is followed at once.
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final
@@ -17,7 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-__all__ = ["Kind", "Stage", "Traced", "UnsupportedModelError", "compile_stage", "trace"]
+__all__ = [
+    "Kind",
+    "Stage",
+    "Traced",
+    "UnsupportedModelError",
+    "compile_stage",
+    "evaluating",
+    "trace",
+]
 
 _NORMS: Final = (
     nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm,
@@ -68,6 +78,9 @@ _LAYER_NAMES: Final = frozenset(
 _NORM_NAMES: Final = frozenset(
     {"batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"}
 )
+
+
+_REGISTERS: Final = frozenset({"_parameters", "_buffers", "_modules"})
 
 
 class UnsupportedModelError(RuntimeError):
@@ -135,8 +148,8 @@ def trace(model: nn.Module, example: Tensor, *, whole: Collection[str] = ()) -> 
         whole: Modules that count as one operation.
 
     Raises:
-        UnsupportedModelError: Its control flow depends on data, or it takes or returns something
-            else.
+        UnsupportedModelError: Its control flow depends on data, it changes a buffer or an
+            attribute, or it takes or returns something else.
     """
     graph = _graph(model, frozenset(whole))
     _tidy(model, graph)
@@ -165,6 +178,7 @@ def _graph(model: nn.Module, whole: frozenset[str]) -> fx.Graph:
     defaults = {
         p.name: p.default for p in arguments[1:] if p.default is not inspect.Parameter.empty
     }
+    before = _state(model)
     try:
         graph = Tracer().trace(model, concrete_args=defaults or None)
     except Exception as error:
@@ -172,7 +186,68 @@ def _graph(model: nn.Module, whole: frozenset[str]) -> fx.Graph:
             f"the forward pass of {type(model).__name__} cannot be traced "
             f"({type(error).__name__}: {error})"
         ) from error
+    finally:
+        changed = _put_back(model, before)
+    if changed:
+        raise UnsupportedModelError(
+            f"the forward pass of {type(model).__name__} changes {', '.join(changed)}, which a "
+            "trace would freeze"
+        )
     return graph
+
+
+Held = tuple[Any, Any, int]  # a value, a copy of it, and the version of a tensor
+
+
+def _state(model: nn.Module) -> dict[nn.Module, tuple[dict[str, Held], dict[str, Held]]]:
+    """The attributes and the buffers of every module."""
+
+    def held(values: Mapping[str, Any]) -> dict[str, Held]:
+        found: dict[str, Held] = {}
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                found[name] = (value, value.detach().clone(), value._version)
+            elif name not in _REGISTERS:
+                kept = copy.copy(value) if isinstance(value, list | dict | set) else value
+                found[name] = (value, kept, 0)
+        return found
+
+    return {module: (held(vars(module)), held(module._buffers)) for module in model.modules()}
+
+
+def _put_back(
+    model: nn.Module, state: Mapping[nn.Module, tuple[dict[str, Held], dict[str, Held]]]
+) -> list[str]:
+    """Restores what `_state` found; gives the full names of what had changed."""
+    names = {module: f"{path}." if path else "" for path, module in model.named_modules()}
+    changed = []
+    for module, kinds in state.items():
+        for before, now in zip(kinds, (vars(module), module._buffers), strict=True):
+            for name in [*before, *(n for n in now if n not in before)]:
+                if name in _REGISTERS or name.startswith("_tensor_constant"):  # the tracer's own
+                    continue
+                if name not in before:
+                    del now[name]
+                elif name in now and _unchanged(before[name], now[name]):
+                    continue
+                else:
+                    value, kept, _ = before[name]
+                    now[name] = kept
+                    if isinstance(value, Tensor):
+                        now[name] = value
+                        value.data.copy_(kept)
+                changed.append(f"{names[module]}{name}")
+    return changed
+
+
+def _unchanged(held: Held, now: Any) -> bool:
+    value, kept, version = held
+    if isinstance(now, Tensor) and isinstance(kept, Tensor):
+        return (now is value and now._version == version) or torch.equal(now, kept)
+    try:
+        return now is kept or (type(now) is type(kept) and bool(now == kept))
+    except Exception:  # the values in place of which the tracer runs compare as nothing
+        return False
 
 
 def _tidy(model: nn.Module, graph: fx.Graph) -> None:
@@ -199,12 +274,18 @@ def _measure(model: nn.Module, graph: fx.Graph, example: Tensor) -> None:
             n.meta["addis_value"] = isinstance(value, Tensor | tuple | list)
             return value
 
-    modes = [(module, module.training) for module in model.modules()]
     devices = [example.device] if example.is_cuda else []
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices):
+        Recorder(fx.GraphModule(model, graph)).run(example.clone())
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module has the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            Recorder(fx.GraphModule(model, graph)).run(example.clone())
+        yield
     finally:
         for module, training in modes:
             module.training = training
