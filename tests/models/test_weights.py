@@ -82,6 +82,18 @@ def test_every_disagreement_is_listed_by_name_and_the_model_left_alone(tmp_path:
         assert torch.equal(value, before[name])
 
 
+def test_tied_weights_of_two_values_are_refused(tmp_path: Path) -> None:
+    tied = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    tied[1].weight = tied[0].weight
+    ones, twos = torch.ones(2, 2), torch.full((2, 2), 2.0)
+    torch.save({"0.weight": ones, "1.weight": ones}, tmp_path / "w.pt")
+    load_weights(tied, tmp_path / "w.pt")
+    torch.save({"0.weight": ones, "1.weight": twos}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"of two values: 0\.weight and 1\.weight"):
+        load_weights(tied, tmp_path / "w.pt")
+    assert torch.equal(tied[0].weight, ones)
+
+
 def test_long_lists_are_cut_with_their_length(tmp_path: Path) -> None:
     save_file({"x": torch.ones(1)}, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match=r"missing: conv1.weight, .* and \d+ more; unexpected: x"):
@@ -213,6 +225,30 @@ def test_archive_that_unpacks_to_more_than_it_holds_is_refused(tmp_path: Path) -
     assert torch.load(tmp_path / "bomb.pt", weights_only=True).keys() == {"w"}  # torch unpacks it
     with pytest.raises(ValueError, match="would unpack to"):
         read_weights(tmp_path / "bomb.pt")
+
+
+def test_flipped_bit_of_an_archive_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    want, path = {"w": torch.randn(3, 2), "b": torch.randn(5)}, tmp_path / "w.pt"
+    torch.save(want, path)
+    whole, dice = path.read_bytes(), random.Random(0)
+    numbers = whole.index(want["w"].numpy().tobytes())
+    directory = whole.index(b"PK\x01\x02")
+    folder = whole.index(b"data/0", directory) - 46 - len("w/") + 38  # its external attributes
+    bits = [dice.randrange(8 * len(whole)) for _ in range(200)]
+    for bit in (8 * numbers + 3, 8 * folder + 4, *bits):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        assert _damaged_or(path, want, same=bit in bits)
+
+
+def _damaged_or(path: Path, want: dict[str, Tensor], *, same: bool) -> bool:
+    """Whether the file is refused as damaged, or, if it may be, holds the same values."""
+    try:
+        read = read_weights(path)
+    except ValueError as error:
+        return "damaged" in str(error)
+    return same and all(torch.equal(read[name], want[name]) for name in want)
 
 
 def header(content: object, body: bytes = b"") -> bytes:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 
 from addis.nn import Winograd, WinogradConv2d, _winograd, suits
 
@@ -214,6 +215,18 @@ def test_function_transforms_within_the_context(narrow):
     torch.testing.assert_close(each, conv(x))
     leaf = x.clone().requires_grad_()
     torch.testing.assert_close(grad, torch.autograd.grad(conv(leaf).square().sum(), leaf)[0])
+
+
+def test_forward_mode_derivatives_take_the_convolutions_own_kernel(narrow):
+    conv, fast = quick(2, 2)
+    x, v = torch.randn(2, 1, 2, 4, 4, dtype=torch.float64)
+    with torch.no_grad(), forward_ad.dual_level():
+        with Winograd():
+            within = conv(forward_ad.make_dual(x, v))
+        fixed = fast(forward_ad.make_dual(x, v))
+        for y in (within, fixed):
+            tangent = forward_ad.unpack_dual(y).tangent
+            torch.testing.assert_close(tangent, F.conv2d(v, conv.weight, padding=1))
 
 
 def test_a_subclass_of_tensor_keeps_its_own_rules(narrow):

@@ -72,6 +72,17 @@ def test_loss_and_metrics_are_means_over_samples_not_over_batches() -> None:
     assert epoch.seconds > 0
 
 
+def test_metrics_of_another_type_than_the_loss_are_not_rounded_to_it() -> None:
+    model = net().bfloat16()
+
+    def step(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        loss = train.cross_entropy_step(model, (batch[0].bfloat16(), batch[1]))
+        return {"loss": loss, "count": torch.tensor(1001)}
+
+    [epoch] = train.epochs(model, batches(), step, sgd(model), epochs=1)
+    assert epoch.metrics == {"count": 1001}
+
+
 def test_more_batches_than_a_block_of_the_meter_are_all_counted() -> None:
     model = nn.Linear(1, 1, bias=False)
     values = torch.arange(1030.0)
@@ -159,6 +170,22 @@ def test_a_part_frozen_in_evaluation_mode_stays_so() -> None:
         assert model.training
         assert not norm.training
     assert torch.equal(norm.running_mean, mean)
+
+
+def test_a_part_that_the_caller_freezes_between_epochs_stays_so() -> None:
+    model = net(norm=True)
+    norm, seen = model[1], []
+    for epoch in train.epochs(model, batches(8, 4), train.cross_entropy_step, sgd(model), epochs=5):
+        seen.append(norm.num_batches_tracked.item())
+        if epoch.index == 0:
+            model.eval()  # freezes nothing
+        elif epoch.index == 1:
+            norm.eval()
+        elif epoch.index == 2:
+            model.eval()
+            model.train()
+    assert seen == [2, 4, 4, 4, 4]
+    assert norm.training
 
 
 def test_the_model_is_left_without_gradients_hooks_or_wrapping() -> None:
@@ -345,6 +372,7 @@ def call(**changes: object) -> Iterator[train.Epoch]:
         ({"loader": 3}, TypeError, "loader must be an iterable of batches, got int"),
         ({"loader": iter(batches())}, TypeError, "got an iterator"),
         ({"optimizer": "sgd"}, TypeError, "optimizer must be a plain torch optimizer, got str"),
+        ({"optimizer": torch.optim.LBFGS(net().parameters())}, TypeError, "LBFGS calls the loss"),
         ({"optimizer": sgd(nn.Linear(2, 2))}, ValueError, "none of the model's parameters"),
         ({"scheduler": lambda t: 1.0}, TypeError, "give a function of the step to LambdaLR"),
         ({"scheduler": ReduceLROnPlateau(sgd(net()))}, TypeError, "got ReduceLROnPlateau"),

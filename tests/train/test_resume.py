@@ -6,6 +6,7 @@ import pickle
 import random
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,6 +149,36 @@ def test_optimizer_and_scheduler_go_on_where_they_were(
     list(again.epochs(tmp_path / "run.ckpt"))
     assert same(again.weights(), weights)
     assert again.scheduler.last_epoch == 24
+
+
+def tensor_rate(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=torch.tensor(0.05))
+
+
+def test_a_learning_rate_that_is_a_tensor_goes_on_where_it_was(tmp_path: Path) -> None:
+    weights, _ = uninterrupted(build_optimizer=tensor_rate)
+    for epochs in (2, 3, EPOCHS):
+        again = Parts(build_optimizer=tensor_rate)
+        list(again.epochs(tmp_path / "run.ckpt", epochs=epochs))
+    assert same(again.weights(), weights)
+    other = Parts(build_optimizer=lambda m: torch.optim.Adam(m.parameters(), torch.tensor(0.05001)))
+    with pytest.raises(ValueError, match="optimizer's defaults"):
+        list(other.epochs(tmp_path / "run.ckpt"))
+
+
+def test_a_part_frozen_between_epochs_is_frozen_after_a_resumption(tmp_path: Path) -> None:
+    def run(path: Path | None, stop: int) -> Parts:
+        parts = Parts()
+        for epoch in parts.epochs(path):
+            if epoch.index == stop:
+                break
+            if epoch.index == 1:
+                parts.model[1].eval()
+        return parts
+
+    whole = run(None, 99)
+    run(tmp_path / "run.ckpt", 2)
+    assert same(run(tmp_path / "run.ckpt", 99).weights(), whole.weights())
 
 
 def test_a_keyboard_interrupt_in_an_epoch_loses_that_epoch_only(tmp_path: Path) -> None:
@@ -304,6 +335,7 @@ def test_another_learning_rate_is_refused(kept: Path) -> None:
         (lambda m: m.register_buffer("mask", torch.ones(2)), "another model: it lacks 'mask'"),
         (lambda m: setattr(m, "1", nn.Identity()), "it has '1.bias' and 4 more"),
         (lambda m: m[1].register_buffer("running_mean", torch.ones(3)), r"is \(8,\), .* \(3,\)"),
+        (lambda m: m.double(), r"'0.weight' is of torch.float32, this one's of torch.float64"),
     ],
 )
 def test_another_model_is_refused(
@@ -316,6 +348,14 @@ def test_another_model_is_refused(
 
     with pytest.raises(ValueError, match=match):
         list(Parts(build_optimizer=build).epochs(kept))
+
+
+def test_a_lazy_model_is_refused(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 3))
+    optimizer = momentum(model)
+    with pytest.raises(ValueError, match="pass one batch through the lazy modules"):
+        next(train.epochs(model, LOADERS["list"](), train.cross_entropy_step, optimizer,
+                          epochs=1, checkpoint=tmp_path / "run.ckpt"))  # fmt: skip
 
 
 def test_persistent_workers_are_refused(tmp_path: Path) -> None:
@@ -340,6 +380,40 @@ def test_a_flipped_bit_is_one_clear_error(kept: Path) -> None:
     kept.write_bytes(content)
     with pytest.raises(RuntimeError, match="is damaged"):
         list(Parts().epochs(kept))
+
+
+def _damaged_or(path: Path, weights: dict[str, Tensor]) -> bool:
+    """Whether the file is refused as damaged, or holds the weights."""
+    try:
+        return same(_checkpoint.read(path)["model"], weights)
+    except RuntimeError as error:
+        return "is damaged" in str(error)
+
+
+def test_a_flipped_bit_in_the_directory_is_one_clear_error_or_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    path, values = tmp_path / "run.ckpt", torch.arange(3.0)
+    _checkpoint.write(path, {"model": {"w": values}})
+    whole = path.read_bytes()
+    start = whole.index(b"PK\x01\x02")
+    for bit in range(8 * start, 8 * len(whole), 29):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        assert _damaged_or(path, {"w": values})
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    _checkpoint.write(tmp_path / "plain.ckpt", {"model": {"w": torch.zeros(100_000)}})
+    with (
+        zipfile.ZipFile(tmp_path / "plain.ckpt") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name))
+    with pytest.raises(RuntimeError, match=r"damaged \(it would unpack to \d+ bytes"):
+        _checkpoint.read(tmp_path / "bomb.ckpt")
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:

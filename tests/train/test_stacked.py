@@ -69,6 +69,7 @@ OPTIMIZERS = {
     "nesterov": partial(optim.SGD, momentum=0.9, nesterov=True),
     "adam": partial(optim.Adam, weight_decay=1e-2),
     "adamw": partial(optim.AdamW, weight_decay=0.1, betas=(0.8, 0.95)),
+    "fused": partial(optim.SGD, momentum=0.9, fused=True),
 }
 
 
@@ -479,6 +480,10 @@ def test_state_of_another_stack_is_refused() -> None:
     with pytest.raises(ValueError, match="'loop'"):
         trainer.load_state_dict(
             StackedTrainer(seeded(cnn, SEEDS), lr=0.1, backend="loop").state_dict()
+        )
+    with pytest.raises(ValueError, match="state is of optimizer Adam, not SGD"):
+        trainer.load_state_dict(
+            StackedTrainer(seeded(cnn, SEEDS), lr=0.1, optimizer=optim.Adam).state_dict()
         )
 
 

@@ -130,6 +130,15 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "relu read twice": lambda: Do(
         read_twice, conv=nn.Conv2d(3, 3, 3), norm=nn.BatchNorm2d(3), last=nn.Linear(3, 5)
     ),
+    "written into": lambda: on_images(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.LeakyReLU(0.3, inplace=True),
+        nn.Conv2d(4, 4, 1), nn.ReLU(), nn.MaxPool2d(1), nn.Identity(), nn.Hardtanh(inplace=True),
+        channels=4,
+    ),
+    "dropped in place": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.3, inplace=True), nn.Flatten(),
+        nn.Linear(36, 5),
+    ),
     "nothing to train on maps": lambda: nn.Sequential(nn.MaxPool2d(2), nn.ReLU(), *head(3)),
 }  # fmt: skip
 

@@ -6,7 +6,9 @@ inputs: 36 products in place of 144. Over tiles, channels and images these are 3
 Products of polynomials are found from their values at 0, +-3/4, +-3/2 and infinity, where float32
 rounds half as much as at 0, +-1, +-2 and infinity, the paper's.
 
-PyTorch has no such kernel for a CPU. Rounding is about seven times that of its direct kernel.
+PyTorch has no such kernel for a CPU. Rounding is about seven times that of its direct kernel. A
+number that is not finite makes NaN of the whole tile of outputs that its patch reaches, in all
+channels.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["Winograd", "WinogradConv2d", "suits"]
@@ -149,7 +152,9 @@ class Winograd(TorchFunctionMode):
 
     That is on a CPU with one or two threads, in float32 or float64, with stride and padding 1 and
     96 channels or more on both sides. Outputs, gradients and layouts are those of PyTorch's kernel,
-    up to rounding. No module is changed. A forward pass within it is enough for its backward pass.
+    up to rounding, as long as all numbers are finite: an infinite input makes NaN of the 16 outputs
+    of each tile that it reaches. Forward-mode derivatives take PyTorch's kernel. No module is
+    changed. A forward pass within it is enough for its backward pass.
 
     Example:
         >>> conv, x = torch.nn.Conv2d(128, 128, 3, padding=1), torch.rand(8, 128, 8, 8)
@@ -215,7 +220,7 @@ def _are_ones(value: Any) -> bool:
 def _gains(input: Tensor, weight: Tensor, fewest_tiles: int) -> bool:
     """Whether the products save more than the transforms take at this size, and all else fits."""
     least = _LEAST_SAVED.get(torch.get_num_threads())
-    if least is None or input.dim() != 4:
+    if least is None or input.dim() != 4 or forward_ad._current_level >= 0:
         return False
     n, channels, height, width = input.shape
     tiles = _tiles(height, width)

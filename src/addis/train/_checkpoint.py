@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import os
 import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from addis.models._archive import fault
 
 __all__ = ["read", "write"]
 
@@ -71,18 +72,15 @@ def read(path: Path) -> dict[str, Any]:
         RuntimeError: The file is cut off or damaged.
         ValueError: The file is whole, but no checkpoint of this loop; code in it is not run.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise RuntimeError(_damaged(path, str(error))) from error
-    if damaged is not None:
-        raise RuntimeError(_damaged(path, f"the checksum of {damaged} is wrong"))
+    if (why := fault(path)) is not None:
+        raise RuntimeError(_damaged(path, why))
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} holds more than tensors and plain values: {error}") from error
     except RuntimeError as error:
+        if "PytorchStreamReader" in str(error):  # the directory of the archive is wrong
+            raise RuntimeError(_damaged(path, str(error).partition(". ")[0])) from error
         raise ValueError(f"{path} is not a checkpoint of addis.train.epochs: {error}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f"{path} is not a checkpoint of addis.train.epochs")

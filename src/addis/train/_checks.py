@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader, RandomSampler
 
@@ -42,6 +42,8 @@ def check_run(
         raise TypeError(
             f"optimizer must be a plain torch optimizer, got {type(optimizer).__name__}"
         )
+    if isinstance(optimizer, LBFGS):
+        raise TypeError("optimizer must step on gradients alone, LBFGS calls the loss again")
     own = {id(parameter) for parameter in model.parameters()}
     if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
         raise ValueError(

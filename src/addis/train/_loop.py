@@ -74,8 +74,9 @@ def epochs(
     """Trains a model and yields after each epoch.
 
     An epoch is one pass over ``loader``. The model is in training mode during it, but for those
-    parts that were in evaluation mode at the call while the model as a whole was not (a frozen
-    BatchNorm). Between epochs the caller may do as it likes with model and optimizer. Nothing waits
+    parts that were in evaluation mode, at the call or between epochs, while the model as a whole
+    was not (a frozen BatchNorm): they stay so to the end of the run. ``model.eval()`` freezes
+    nothing. Between epochs the caller may do as it likes with model and optimizer. Nothing waits
     for the device before an epoch's end: there the losses are read, and one that is not finite ends
     the run. At the end of the run, or where the caller leaves it, modes are what they were at the
     call and there are no gradients.
@@ -190,6 +191,7 @@ class _Run:
     optimizer: Any = field(init=False)
     sharded: bool = field(init=False)
     modes: dict[nn.Module, bool] = field(init=False)
+    frozen: set[nn.Module] = field(init=False, default_factory=set)
 
     def __enter__(self) -> None:
         self.fabric = self.given_fabric or _fabric.on_device_of(self.plain_model)
@@ -243,13 +245,19 @@ class _Run:
         self.plain_model.zero_grad()
         self.plain_optimizer.zero_grad()  # it may hold parameters that are not the model's
 
+    def frozen_names(self) -> list[str]:
+        """What the caller froze, until now, in a model that was itself in training mode."""
+        parts = list(self.plain_model.named_modules())
+        if self.plain_model.training:
+            self.frozen.update(part for _, part in parts if not part.training)
+        return [name for name, part in parts if part in self.frozen]
+
     def _training_mode(self) -> None:
-        """Sets training mode, but for what the caller froze in a model that was itself training."""
+        """Sets training mode, but for what is frozen."""
+        self.frozen_names()
         self.plain_model.train()
-        if self.modes[self.plain_model]:
-            for module, training in self.modes.items():
-                if not training:
-                    module.training = False
+        for part in self.frozen:
+            part.training = False
 
     def _gradient_step(self, group: list[Any], meter: Meter) -> None:
         """One step on the mean loss over the samples of all batches of the group.

@@ -60,8 +60,9 @@ class Meter:
             loss = values[0]
             wide = torch.float32 if loss.device.type == "mps" else torch.float64
             self._blocks.append(torch.zeros(_BLOCK, len(names), dtype=wide, device=loss.device))
-        row = [value.detach() for value in values]
-        self._blocks[-1][place].copy_(torch.stack(row) if len(row) > 1 else row[0])
+        block = self._blocks[-1]
+        row = [value.detach().to(block.dtype) for value in values]  # or stack would find a narrower
+        block[place].copy_(torch.stack(row) if len(row) > 1 else row[0])
         self._weights.append(weight)
 
     def read(self, fabric: Fabric) -> Reading:

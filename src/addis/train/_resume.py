@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
 from addis.train import _batches, _checkpoint, _fabric, _random
@@ -47,6 +48,11 @@ class Resume:
         self._state = state
         self._generators = _batches.generators(run.loader)
         _check_exact(run.loader)
+        _check_shaped(run.plain_model)
+        self._defaults = {  # of now: a scheduler changes a learning rate that is a tensor in place
+            key: str(value.tolist() if isinstance(value, Tensor) else value)
+            for key, value in run.plain_optimizer.defaults.items()
+        }
 
     def save(self, epoch: int) -> None:
         """Keeps the run as it is before epoch ``epoch``; every process must call it."""
@@ -63,6 +69,7 @@ class Resume:
                 "epoch": epoch,
                 "step": run.steps,
                 "model": run.plain_model.state_dict(),
+                "frozen": run.frozen_names(),
                 "optimizer": run.plain_optimizer.state_dict(),
                 "scheduler": run.scheduler.state_dict() if run.scheduler else None,
                 "precision": run.fabric.strategy.precision.state_dict(),
@@ -80,6 +87,7 @@ class Resume:
         saved = _checkpoint.read(self._path)
         self._check(saved, epochs)
         run.plain_model.load_state_dict(saved["model"])
+        run.frozen.update(run.plain_model.get_submodule(name) for name in saved.get("frozen", ()))
         run.plain_optimizer.load_state_dict(saved["optimizer"])
         if run.scheduler:
             run.scheduler.load_state_dict(saved["scheduler"])
@@ -115,7 +123,7 @@ class Resume:
         optimizer = run.plain_optimizer
         return {
             "optimizer": type(optimizer).__name__,
-            "optimizer's defaults": {key: str(value) for key, value in optimizer.defaults.items()},
+            "optimizer's defaults": self._defaults,
             "optimizer's parameter shapes": [
                 [list(p.shape) for p in group["params"]] for group in optimizer.param_groups
             ],
@@ -140,6 +148,14 @@ def _check_exact(loader: Iterable[Any]) -> None:
         )
 
 
+def _check_shaped(model: nn.Module) -> None:
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError(
+            "a checkpoint needs a model whose parameters have shapes: pass one batch through the "
+            "lazy modules before"
+        )
+
+
 def _difference(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     """The first way in which two states of a model differ in kind, or an empty text."""
     if missing := sorted(own.keys() - saved.keys()):
@@ -149,6 +165,8 @@ def _difference(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     for name, value in own.items():
         if isinstance(value, Tensor) and value.shape != saved[name].shape:
             return f"its {name!r} is {tuple(saved[name].shape)}, this one's {tuple(value.shape)}"
+        if isinstance(value, Tensor) and value.dtype != saved[name].dtype:
+            return f"its {name!r} is of {saved[name].dtype}, this one's of {value.dtype}"
     return ""
 
 

@@ -16,7 +16,7 @@ from addis.train._stacked_fuse import has_blocks
 from addis.train._stacked_grouped import Grouped
 from addis.train._stacked_optim import CopiesOptimizer, OptimizerFactory
 from addis.train._stacked_plan import trace, why_not_grouped
-from addis.train._stacked_state import check_alike, seeded, stack
+from addis.train._stacked_state import check_alike, other_attribute, seeded, stack
 from addis.train._stacked_widths import padding_masks, shapes_differ, why_not_packed
 
 __all__ = ["StackedScores", "StackedTrainer"]
@@ -57,6 +57,11 @@ class StackedTrainer:
     * ``vmap`` transforms any model that :func:`torch.vmap` can transform.
     * ``loop`` runs one copy after the other, and takes any model.
 
+    The first two run the code of one model for all, so they refuse models that differ in other
+    attributes than tensors (a number, a function); ``grouped`` also a forward pass that changes
+    attributes or buffers, but for the statistics of normalisations. In the loop each copy keeps its
+    own. A forward pass may change its input in place: it gets a copy.
+
     Models may differ in width (channels and features): the narrow ones stand in the stack of the
     widest, their last channels zero and kept so, with their own results up to rounding. That needs
     the grouped form and layers that do not mix channels except by weights; each copy costs the work
@@ -77,11 +82,12 @@ class StackedTrainer:
         loss: ``loss(outputs, targets)`` of one copy's batch, a scalar: ``(N, K)`` and ``(N,)`` for
             a classifier. Means are over that copy's N.
         backend: ``auto`` is ``loop`` for one copy, where the result is that of an ordinary training
-            loop bit for bit; else ``grouped`` where the model has that form and, on a CPU, its
-            convolutions take no more than 25 channels in the mean; else ``vmap`` on a GPU and
-            ``loop`` on a CPU, where it is the faster of the two. :attr:`backend` says which one it
-            is. On a CPU, PyTorch's kernels in ``grouped`` and what ``auto`` takes for several
-            copies run in ``channels_last``; else a model's weights keep their memory format.
+            loop bit for bit, and for models that differ in attributes; else ``grouped`` where the
+            model has that form and, on a CPU, its convolutions take no more than 25 channels in the
+            mean; else ``vmap`` on a GPU and ``loop`` on a CPU, where it is the faster of the two.
+            :attr:`backend` says which one it is. On a CPU, PyTorch's kernels in ``grouped`` and
+            what ``auto`` takes for several copies run in ``channels_last``; else a model's weights
+            keep their memory format.
         native: Whether ``grouped`` may run convolutions, batch normalisations, ReLU and max-pooling
             in kernels of addis, which a C compiler makes on this machine (once, some seconds): on a
             CPU, in float32 or float64, where all convolutions are ``nn.Conv2d`` with zero padding
@@ -198,9 +204,8 @@ class StackedTrainer:
         x, y = self._placed(x, y, shared)
         losses = self._forward.losses(self._forward.outputs(x, training=True), y, self._loss)
         self._check_losses(losses)
-        params = self._stack.params
-        grads = torch.autograd.grad(losses.sum(), list(params.values()), allow_unused=True)
-        self._optimizer.step(self._own(dict(zip(params, grads, strict=True))), self._steps)
+        grads = dict(zip(self._stack.params, self._forward.gradients(losses), strict=True))
+        self._optimizer.step(self._own(grads), self._steps)
         self._steps += 1
         return losses.detach()
 
@@ -250,7 +255,10 @@ class StackedTrainer:
         return [self.unstack(i) for i in range(self.copies)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, in copies: tensors, numbers and plain containers."""
+        """Everything that a resumed run needs, in copies: tensors, numbers and plain containers.
+
+        As in torch's own, attributes of the models that are no tensors of theirs are not in it.
+        """
         return {
             "backend": self._backend,
             "steps": self._steps,
@@ -263,7 +271,7 @@ class StackedTrainer:
         """Goes on exactly where :meth:`state_dict` was taken.
 
         Raises:
-            ValueError: The state is of another model, number of copies or backend.
+            ValueError: The state is of another model, number of copies, backend or optimiser.
         """
         if state["backend"] != self._backend:
             raise ValueError(f"state is of backend {state['backend']!r}, not {self._backend!r}")
@@ -340,10 +348,14 @@ def _choice(
         raise ValueError(f"backend must be auto, grouped, vmap or loop, got {backend!r}")
     if several and backend in ("vmap", "loop"):
         raise ValueError(f"models of several widths need backend='grouped', got {backend!r}")
-    if backend == "vmap":
-        return "vmap"
     if backend == "loop" or (backend == "auto" and len(models) == 1):
         return "loop"
+    if not several and (difference := other_attribute(models)) is not None:
+        if backend == "auto":
+            return "loop"
+        raise ValueError(f'{difference}; pass backend="loop", which runs each copy by itself')
+    if backend == "vmap":
+        return "vmap"
     reason = why_not_grouped(models[0])
     if several:
         reason = reason or why_not_packed(models)

@@ -35,7 +35,7 @@ from addis.train._stacked_value import (
     to_maps,
 )
 
-__all__ = ["FUNCTIONS", "LAYERS", "METHODS"]
+__all__ = ["FUNCTIONS", "LAYERS", "METHODS", "OF_FEATURES"]
 
 Form = Callable[..., Any]
 
@@ -245,3 +245,6 @@ METHODS: dict[str, Form] = (
     | {"flatten": _flatten, "view": _reshape, "reshape": _reshape, "mean": _mean}
     | {"size": _size, "dim": lambda run, x: len(per_copy_shape(run, x))}
 )  # fmt: skip
+
+OF_FEATURES: tuple[Form, ...] = (_flatten, _reshape, _mean, _pad, _cat, _getitem)
+"""Forms that take no tensor of the model."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from addis.train._stacked_forward import Loss, per_copy
+from addis.train._stacked_forward import Loss, per_copy, together
 from addis.train._stacked_plan import Step, plan
 from addis.train._stacked_state import Stack
 from addis.train._stacked_value import NoFormError, Run, Value, split
@@ -61,12 +61,18 @@ class Grouped:
     def losses(self, outputs: Any, y: Tensor, loss: Loss) -> Tensor:
         return per_copy(outputs, y, loss)
 
+    def gradients(self, losses: Tensor) -> list[Tensor | None]:
+        return together(losses, self._stack)
+
     def _value(self, run: Run, env: dict[fx.Node, Any], step: Step, x: Tensor) -> Any:
         """What the node of ``step`` gives."""
         node = step.first
         args = fx.map_arg(node.args, env.__getitem__)
         if node.op == "placeholder":
-            return args[0] if args else self._inside(run, x)
+            if args:
+                return args[0]
+            value = self._inside(run, x)
+            return value._replace(data=value.data.clone()) if step.overwritten else value
         if node.op == "get_attr":
             return _attribute(run, self._stack.skeleton, str(node.target))
         if step.form is None:

@@ -71,16 +71,24 @@ class CopiesOptimizer:
             group["lr"] = lr if schedule is None else lr * schedule(t)
         for run, leaves in zip(self._runs, self._leaves, strict=True):
             for leaf, grad in zip(leaves, grads, strict=True):
-                leaf.grad = None if grad is None else _view(grad, run)
+                leaf.grad = None if grad is None else _laid_out(_view(grad, run), leaf)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's own."""
-        return self.optimizer.state_dict()
+        """The optimiser's own, and its kind."""
+        return {"kind": type(self.optimizer).__name__, **self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what :meth:`state_dict` gave."""
+        """Takes back what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: The state is of another kind of optimiser.
+        """
+        kind = type(self.optimizer).__name__
+        found = state.get("kind", kind)
+        if found != kind:
+            raise ValueError(f"state is of optimizer {found}, not {kind}")
         self.optimizer.load_state_dict(state)
 
 
@@ -93,6 +101,11 @@ def _runs(keys: Sequence[Hashable], *, merge: bool) -> list[slice]:
 def _view(tensor: Tensor, run: slice) -> Tensor:
     """Copies ``run``; a single copy has its own shape, without the axis of copies."""
     return tensor[run.start] if run.stop - run.start == 1 else tensor[run]
+
+
+def _laid_out(grad: Tensor, leaf: Tensor) -> Tensor:
+    """``grad`` in the memory order of ``leaf``: fused kernels for a CPU go by memory alone."""
+    return grad if grad.stride() == leaf.stride() else torch.empty_like(leaf).copy_(grad)
 
 
 def _leaf(param: Tensor, run: slice) -> Tensor:

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType, NoneType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Stack", "check_alike", "seeded", "stack"]
+__all__ = [
+    "Stack",
+    "check_alike",
+    "differing",
+    "named_tensors",
+    "other_attribute",
+    "seeded",
+    "stack",
+]
 
 
 @dataclass(frozen=True)
@@ -20,7 +32,10 @@ class Stack:
     Args:
         skeleton: A copy of the widest model: the structure that the stacked tensors are run
             through. What its own tensors hold does not matter.
-        templates: A copy of each model, of its own class and width, to be filled and handed out.
+        templates: A copy of each model, of its own class and width, to be filled and handed out;
+            its attributes that are no tensors are the copy's own.
+        modes: Which modules of each model were in training mode.
+        strides: Memory order of each model's tensors by name.
         params: Trained parameters, ``(E, *shape)``, leaves of autograd.
         constants: Frozen parameters (``requires_grad=False``), ``(E, *shape)``.
         buffers: Buffers, saved or not, ``(E, *shape)``.
@@ -29,6 +44,8 @@ class Stack:
 
     skeleton: nn.Module
     templates: tuple[nn.Module, ...]
+    modes: tuple[tuple[bool, ...], ...]
+    strides: tuple[dict[str, tuple[int, ...]], ...]
     params: dict[str, Tensor]
     constants: dict[str, Tensor]
     buffers: dict[str, Tensor]
@@ -46,11 +63,13 @@ class Stack:
     def unstack(self, index: int) -> nn.Module:
         """Makes copy ``index`` an ordinary module again, which shares nothing with the stack."""
         module = copy.deepcopy(self.templates[index])
+        for part, training in zip(module.modules(), self.modes[index], strict=True):
+            part.training = training
         stacked = self.tensors()
-        with torch.no_grad():
-            for name, tensor in _named(module).items():
-                row = stacked[name][index]
-                tensor.copy_(row[tuple(slice(n) for n in tensor.shape)])
+        for name, tensor in named_tensors(module).items():
+            row = stacked[name].detach()[index][tuple(slice(n) for n in tensor.shape)]
+            strides = self.strides[index][name]
+            tensor.data = row.new_empty_strided(row.shape, strides).copy_(row)
         return module
 
 
@@ -110,6 +129,63 @@ def check_alike(models: Sequence[nn.Module], *, widths: bool) -> None:
                 )
 
 
+def other_attribute(models: Sequence[nn.Module]) -> str | None:
+    """Says where attributes of a model that :func:`check_alike` passes differ from the first's, so
+    that the code of one model does not serve for the others.
+    """
+    for i, model in enumerate(models[1:], 1):
+        for name, theirs, ours in differing(models[0], model):
+            return f"models[{i}] has {ours} at {name!r} where models[0] has {theirs}"
+    return None
+
+
+def differing(a: nn.Module, b: nn.Module) -> Iterator[tuple[str, Any, Any]]:
+    """Attributes, but for modules, parameters and buffers, that two models of one structure do not
+    have in common: name and both values. Compared are plain values, tensors, functions, and
+    containers of them.
+    """
+    for (path, first), second in zip(a.named_modules(), b.modules(), strict=True):
+        ours, theirs = _attributes(first), _attributes(second)
+        for name in ours | theirs:
+            if not _equal(ours.get(name), theirs.get(name)):
+                yield f"{path}.{name}" if path else name, ours.get(name), theirs.get(name)
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_PLAIN = (bool, int, float, complex, str, bytes, NoneType, Enum, torch.dtype, torch.device,
+          torch.Size, type, BuiltinFunctionType)  # fmt: skip
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two attributes do the same; of objects of other kinds only the kind is compared."""
+    if a is b or (isinstance(a, nn.Parameter) and isinstance(b, nn.Parameter)):
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Tensor):
+        return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(value, b[key]) for key, value in a.items())
+    if isinstance(a, FunctionType):
+        return a.__code__ == b.__code__ and all(map(_equal, _bound(a), _bound(b)))
+    if isinstance(a, functools.partial):
+        return _equal((a.func, a.args, a.keywords), (b.func, b.args, b.keywords))
+    return not isinstance(a, _PLAIN) or a == b or a != a
+
+
+def _bound(function: FunctionType) -> list[Any]:
+    """Values that a function took from where it was defined, but for further functions."""
+    values = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    values += [cell.cell_contents for cell in function.__closure__ or ()]
+    return [None if isinstance(value, FunctionType) else value for value in values]
+
+
 def stack(
     models: Sequence[nn.Module], device: torch.device, memory_format: torch.memory_format | None
 ) -> Stack:
@@ -126,7 +202,7 @@ def stack(
     Raises:
         ValueError: No model is the widest in every layer.
     """
-    named = [_named(model) for model in models]
+    named = [named_tensors(model) for model in models]
     shape = {n: tuple(map(max, *(m[n].shape for m in named), t.shape)) for n, t in named[0].items()}
     widest = [i for i, m in enumerate(named) if all(tuple(m[n].shape) == shape[n] for n in shape)]
     if not widest:
@@ -138,6 +214,8 @@ def stack(
     return Stack(
         skeleton=skeleton,
         templates=tuple(copy.deepcopy(model).to(device) for model in models),
+        modes=tuple(tuple(part.training for part in model.modules()) for model in models),
+        strides=tuple({n: t.stride() for n, t in own.items()} for own in named),
         params={n: t.requires_grad_() for n, t in tensors.items() if n in trained},
         constants={n: t for n, t in tensors.items() if n in held},
         buffers={n: t for n, t in tensors.items() if n not in trained | held},
@@ -145,13 +223,13 @@ def stack(
     )
 
 
-def _named(module: nn.Module) -> dict[str, Tensor]:
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer, saved or not, tied ones once."""
     return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
 def _aliases(module: nn.Module) -> dict[str, str]:
-    first = {id(t): n for n, t in _named(module).items()}
+    first = {id(t): n for n, t in named_tensors(module).items()}
     every = [
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),
@@ -165,7 +243,7 @@ def _facts(module: nn.Module, widths: bool) -> dict[str, str]:
         name: re.sub(r" at 0x[0-9a-f]+", "", f"{type(m).__qualname__}({'' if widths else m})")
         for name, m in module.named_modules(remove_duplicate=False)
     }
-    for name, tensor in _named(module).items():
+    for name, tensor in named_tensors(module).items():
         shape = f"{tensor.dim()} axes" if widths else f"shape {tuple(tensor.shape)}"
         grad = ", trained" if tensor.requires_grad else ""
         facts[name] = f"a {tensor.dtype} tensor of {shape}{grad}"
