@@ -45,6 +45,14 @@ def test_the_part_that_is_read_suffices_and_is_necessary():
     assert found.kept.tolist() == [0.25] * 3
 
 
+def test_the_necessary_part_may_be_left_out():
+    both = masked_prediction(bottleneck(), X, 0, corner(), keep=0.25)
+    one = masked_prediction(bottleneck(), X, 0, corner(), keep=0.25, necessary=False)
+    assert torch.equal(one.sufficient, both.sufficient)
+    assert torch.equal(one.full, both.full)
+    assert one.necessary.isnan().all()
+
+
 def test_the_part_that_is_not_read_is_worth_nothing():
     found = masked_prediction(bottleneck(), X, 0, 1 - corner(), threshold=0.5)
     assert float((found.sufficient - 0.5).abs().max()) < 0.1

@@ -34,7 +34,7 @@ class MaskedPrediction:
     Attributes:
         full: With nothing replaced.
         sufficient: With everything but the kept positions replaced, mean over the draws.
-        necessary: With just the kept positions replaced, mean over the draws.
+        necessary: With just the kept positions replaced, mean over the draws; NaN if not asked for.
         kept: Fraction of the positions that were kept.
     """
 
@@ -52,6 +52,7 @@ def masked_prediction(
     *,
     threshold: float | Tensor | None = None,
     keep: float | Tensor | None = None,
+    necessary: bool = True,
     seed: int = 0,
     batch_size: int = 16,
 ) -> MaskedPrediction:
@@ -70,6 +71,7 @@ def masked_prediction(
             one for all.
         keep: Fraction of the positions to keep, the most relevant, in ``[0, 1]``; ``(N,)`` or one
             for all.
+        necessary: Whether to predict without the kept positions, too: half of the time.
         seed: Seed of the noise, the same for all images.
         batch_size: Images in one pass.
 
@@ -93,7 +95,7 @@ def masked_prediction(
                 for name, value in (("threshold", threshold), ("keep", keep))
             )
             kept = _kept(maps, *bounds)
-            parts.append(_predict(site, rows_of(target, rows, len(x)), kept, seed))
+            parts.append(_predict(site, rows_of(target, rows, len(x)), kept, necessary, seed))
     return MaskedPrediction(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -138,7 +140,7 @@ def _kept(maps: Tensor, threshold: Tensor | None, keep: Tensor | None) -> Tensor
 
 
 def _predict(
-    site: Restricted, target: Tensor | int | None, kept: Tensor, seed: int
+    site: Restricted, target: Tensor | int | None, kept: Tensor, necessary: bool, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     logits = class_scores(site.split.output, len(kept))
     classes = as_targets(target, logits)
@@ -148,9 +150,11 @@ def _predict(
     open_cells = site.layout.cells(grid.expand_as(site.layout.grid(like)), like)
     with torch.no_grad():
         sufficient = _chance(site, site.run(open_cells, noise), classes)
-        necessary = _chance(site, site.run(1 - open_cells, noise), classes)
+        without = torch.full_like(sufficient, torch.nan)
+        if necessary:
+            without = _chance(site, site.run(1 - open_cells, noise), classes)
     full = _probability(logits, classes)
-    return full, sufficient, necessary, kept.flatten(1).to(full.dtype).mean(dim=1)
+    return full, sufficient, without, kept.flatten(1).to(full.dtype).mean(dim=1)
 
 
 def _chance(site: Restricted, output: Any, classes: Tensor) -> Tensor:

@@ -353,7 +353,7 @@ def _kept(
             continue
         relevance = attribution.map
         tenth = explain.masked_prediction(
-            bottleneck, scene.x, scene.target, relevance, keep=0.1, seed=seed
+            bottleneck, scene.x, scene.target, relevance, keep=0.1, necessary=False, seed=seed
         )
         found[f"{name}/tenth"] = _numbers(tenth.sufficient)
         if name == "iba 10":
