@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import collections
+import math
 
 import pytest
 import torch
@@ -171,11 +172,12 @@ def test_a_scripted_part_is_left_as_it_was():
 
 
 def test_a_graph_of_the_callers_through_a_buffer_stays_valid():
-    model = nn.Sequential(nn.BatchNorm1d(2)).eval()
-    loss = model(torch.randn(3, 2)).sum()
+    model, x = nn.Sequential(nn.BatchNorm1d(2)).eval(), torch.randn(3, 2)
+    loss = model(x).sum()
     with undisturbed(model):
         model(torch.randn(3, 2))
     loss.backward()
+    torch.testing.assert_close(model[0].weight.grad, (x / math.sqrt(1 + model[0].eps)).sum(0))
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])

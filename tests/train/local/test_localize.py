@@ -296,15 +296,21 @@ def test_forward_has_no_side_effects_and_autograd_works() -> None:
     assert all(torch.equal(before[k], v) for k, v in local.state_dict().items())
 
 
+def carry_over(one: LocalModel, other: LocalModel, path: Path) -> Any:
+    """Gives the state of one model to another by a file; returns what was read."""
+    torch.save({"model": one.state_dict(), "optim": one.optim_state()}, path)
+    loaded = torch.load(path, weights_only=True)
+    other.load_state_dict(loaded["model"])
+    other.load_optim_state(loaded["optim"])
+    return loaded
+
+
 def test_a_resumed_run_is_bit_exact(tmp_path: Path) -> None:
     net, path = conv_net(), tmp_path / "local.pt"
     unbroken, resumed = seeded(net), localize(net, batch()[0], optimizer=ADAM)
     for i in range(3):
         unbroken.train_step(*batch(seed=i))
-    torch.save({"model": unbroken.state_dict(), "optim": unbroken.optim_state()}, path)
-    loaded = torch.load(path, weights_only=True)
-    resumed.load_state_dict(loaded["model"])
-    resumed.load_optim_state(loaded["optim"])
+    loaded = carry_over(unbroken, resumed, path)
     for i in range(3, 6):
         unbroken.train_step(*batch(seed=i))
         resumed.train_step(*batch(seed=i))
@@ -318,10 +324,7 @@ def test_a_run_resumed_within_an_accumulation_is_bit_exact(tmp_path: Path) -> No
     unbroken, resumed = seeded(conv_net(), rules=rules), seeded(conv_net(), rules=rules)
     for i in range(3):
         unbroken.train_step(*batch(seed=i))
-    torch.save({"model": unbroken.state_dict(), "optim": unbroken.optim_state()}, path)
-    loaded = torch.load(path, weights_only=True)
-    resumed.load_state_dict(loaded["model"])
-    resumed.load_optim_state(loaded["optim"])
+    loaded = carry_over(unbroken, resumed, path)
     for local in (unbroken, resumed):
         local.train_step(*batch(seed=3))
     assert same(unbroken, resumed)
