@@ -279,6 +279,31 @@ def test_state_that_a_forward_pass_changes_is_refused_and_left_alone(kind: str) 
         assert float(getattr(local.inference()[2], kind)) == 3
 
 
+class NormAct(nn.BatchNorm2d):
+    """Counts its batches in a forward pass of its own, as those of timm do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        mean, var = self.running_mean, self.running_var
+        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training).relu()
+
+
+def test_a_norm_may_count_batches_that_it_makes_no_use_of() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), NormAct(4), nn.Conv2d(4, 4, 3), NormAct(4), nn.Flatten(),
+        nn.Linear(576, 3),
+    )  # fmt: skip
+    x = torch.randn(4, 3, 16, 16)
+    local = localize(net, x, loss="pred")
+    local.train_step(x, torch.arange(4) % 3)
+    assert int(net[1].num_batches_tracked) == 0
+    assert bool((local.inference()[1].running_mean != 0).all())
+    net[1].momentum = None  # then the count is the weight of a batch
+    with pytest.raises(UnsupportedModelError, match=r"changes 1\.num_batches_tracked, which"):
+        localize(net, x, loss="pred")
+
+
 def test_a_constant_made_in_the_forward_pass_is_no_state() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -236,8 +236,20 @@ def _put_back(
                     if isinstance(value, Tensor):
                         now[name] = value
                         value.data.copy_(kept)
-                changed.append(f"{names[module]}{name}")
+                if not _idle_counter(module, name):
+                    changed.append(f"{names[module]}{name}")
     return changed
+
+
+def _idle_counter(module: nn.Module, name: str) -> bool:
+    """Whether a buffer is the count of batches of a norm that makes no use of it, which one with a
+    ``forward`` of its own, such as timm's with an activation, raises in the open.
+    """
+    return (
+        name == "num_batches_tracked"
+        and isinstance(module, nn.modules.batchnorm._NormBase)
+        and module.momentum is not None
+    )
 
 
 def _unchanged(held: Held, now: Any) -> bool:
