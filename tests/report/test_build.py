@@ -106,6 +106,23 @@ def test_a_new_report_replaces_the_earlier_one_whole(tmp_path):
     assert not list(tmp_path.glob(".report-*"))
 
 
+def test_an_earlier_report_stays_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    folder = results(tmp_path)
+    index = build(folder, tmp_path / "report")
+    rename = Path.rename
+
+    def refused(path: Path, to: Path) -> Path:
+        if path.name == "new":
+            raise OSError("no room")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(OSError, match="no room"):
+        build(folder, tmp_path / "report")
+    assert index.is_file()
+    assert not list(tmp_path.glob(".report-*"))
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     folder = results(tmp_path)
     (tmp_path / "home").mkdir()

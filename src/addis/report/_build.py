@@ -73,9 +73,15 @@ def build(results: Path = RESULTS, out: Path = Path("report")) -> Path:
     try:
         (new / "new").mkdir()
         _write(papers, new / "new")
+        old = new / "old"
         if out.exists():
-            out.rename(new / "old")
-        (new / "new").rename(out)
+            out.rename(old)
+        try:
+            (new / "new").rename(out)
+        except OSError:
+            if old.exists() and not out.exists():
+                old.rename(out)
+            raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return out / "index.html"
