@@ -39,7 +39,7 @@ def test_a_wide_convolution_by_itself_is_quick_too():
     assert conv.weight.is_contiguous()
     x = torch.randn(2, 96, 16, 16)
     torch.testing.assert_close(fast(x), conv(x), rtol=1e-4, atol=1e-4)
-    assert fast.transformed is not None
+    assert fast._points is not None
 
 
 def test_a_convolution_that_is_read_twice_or_run_twice_keeps_its_norm():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import threading
 
 import pytest
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
 
-from addis.nn import Winograd, WinogradConv2d, _winograd, suits
+from addis.nn import Winograd, WinogradConv2d, _packed, _points, _winograd, suits
 
 SIZES = [(4, 4), (8, 8), (7, 7), (12, 9), (4, 17), (21, 8)]
 
@@ -68,6 +69,98 @@ def test_output_and_all_gradients_in_training_are_the_convolutions(
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
+@pytest.fixture
+def packed(narrow, monkeypatch):
+    """Lets oneDNN multiply for convolutions of any width; counts the orders that are made."""
+    if not _packed.PackedFactors.available():
+        pytest.skip("this PyTorch has no oneDNN")
+    made = []
+
+    class Counted(_packed.PackedFactors):
+        def __init__(self, factors, rows):
+            super().__init__(factors, rows)
+            made.append(rows)
+
+    monkeypatch.setattr(_points, "_FEWEST_PACKED_CHANNELS", 1)
+    monkeypatch.setattr(_points, "PackedFactors", Counted)
+    return made
+
+
+def apart(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((ours - exact).abs().max() / exact.abs().max())
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("chunk", [1, 3, 128])
+def test_products_by_onednn_give_the_same_convolution(packed, monkeypatch, size, n, chunk):
+    monkeypatch.setattr(_winograd, "_CHUNK_TILES", chunk)
+    conv, fast = quick(20, 12, torch.float32)
+    x, up = torch.randn(n, 20, *size, requires_grad=True), torch.randn(n, 12, *size)
+    wide = x.detach().double().requires_grad_()
+    exact = F.conv2d(wide, conv.weight.double(), conv.bias.double(), padding=1)
+    ours = fast(x)
+    assert apart(ours, exact) < 5e-6
+    found, wanted = torch.autograd.grad(ours, x, up), torch.autograd.grad(exact, wide, up.double())
+    assert apart(found[0], wanted[0]) < 5e-6
+    assert packed
+
+
+def test_batches_of_other_sizes_are_filled_up_or_get_an_order_of_their_own(packed, monkeypatch):
+    monkeypatch.setattr(_packed, "_PATIENCE", 7)
+    conv, fast = quick(20, 12, torch.float32)
+
+    def right(n: int) -> bool:
+        x = torch.randn(n, 20, 4, 4)
+        exact = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=1)
+        return apart(fast(x), exact) < 5e-6
+
+    for sizes, orders in (
+        ([3, 3], [3]), ([5], [3, 5]), ([3, 3, 3], [3, 5]), ([3], [3, 5, 3]), ([4], [3, 5, 3, 4]),
+        ([1, 1, 4, 1, 1], [3, 5, 3, 4]),
+    ):  # fmt: skip
+        assert all(right(n) for n in sizes)
+        assert packed == orders
+
+
+def test_another_number_of_threads_gets_an_order_of_its_own(packed):
+    conv, fast = quick(20, 12, torch.float32)
+    x, before = torch.randn(4, 20, 4, 4), torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert apart(fast(x), conv(x)) < 5e-6
+    finally:
+        torch.set_num_threads(before)
+    assert len(packed) == 2
+
+
+def test_copies_make_an_order_of_their_own(packed):
+    conv, fast = quick(20, 12, torch.float32)
+    x = torch.randn(4, 20, 4, 4)
+    wanted = fast(x)
+    for again in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert torch.equal(again(x), wanted)
+    with torch.no_grad():
+        conv.weight *= 2
+    assert apart(fast.double().float()(x), conv(x)) < 5e-6  # whose weights are new tensors
+
+
+def test_without_onednn_pytorch_multiplies(packed, monkeypatch):
+    conv, fast = quick(20, 12, torch.float32)
+    x = torch.randn(4, 20, 4, 4)
+    with torch.backends.mkldnn.flags(enabled=False):
+        off = fast(x)
+    assert not packed
+    monkeypatch.setattr(_packed, "_operators", lambda: object())
+    assert torch.equal(copy.deepcopy(fast)(x), off)
+    assert not packed
+    assert apart(off, conv(x)) < 5e-6
+    _, double = quick(20, 12)
+    double(x.double())
+    assert not packed
+
+
 def test_derivatives_of_the_first_and_second_order(narrow):
     conv, fast = quick(2, 2)
     x = torch.randn(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
@@ -98,9 +191,10 @@ def test_only_the_gradients_that_are_wanted(narrow):
 
 
 @pytest.mark.parametrize("size", [7, 16])
-def test_rounding_stays_near_that_of_the_kernel_it_replaces(size):
-    conv, fast = quick(256, 256, torch.float32)
-    x = torch.randn(4, 256, size, size)
+@pytest.mark.parametrize("channels", [256, 512])
+def test_rounding_stays_near_that_of_the_kernel_it_replaces(size, channels):
+    conv, fast = quick(channels, channels, torch.float32)
+    x = torch.randn(4, channels, size, size)
     exact = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=1)
     with torch.no_grad():
         ours = float((fast(x) - exact).square().mean().sqrt() / exact.square().mean().sqrt())
@@ -286,14 +380,14 @@ def test_weights_are_transformed_at_the_first_batch_that_gains(monkeypatch):
     _, fast = quick(dtype=torch.float32)
     side = 4 * round(_winograd._FEWEST_FIXED_TILES**0.5)
     fast(torch.randn(1, 3, side, side - 4))
-    assert fast.transformed is None
+    assert fast._points is None
     with torch.inference_mode():
         first = fast(torch.ones(1, 3, side, side))
-    made = fast.transformed
+    made = fast._points
     assert made is not None
     x = torch.ones(1, 3, side, side, requires_grad=True)
     again = fast(x)
-    assert fast.transformed is made
+    assert fast._points is made
     assert torch.equal(again, first)
     again.sum().backward()  # though they were transformed in inference mode
 

@@ -39,7 +39,7 @@ class UpdateRules:
             pairs of the sim losses stay local.
         compile: Compile each block and its head with `torch.compile`.
         winograd: On a CPU run wide 3x3 convolutions by `addis.nn.Winograd`, in about half the time
-            and with about seven times the rounding of PyTorch's kernel. Not with ``compile``.
+            and with about six times the rounding of PyTorch's kernel. Not with ``compile``.
 
     Raises:
         ValueError: A number out of range, or another ``autocast``.
