@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
 
-from addis.nn import Winograd, WinogradConv2d, _packed, _points, _winograd, suits
+from addis.nn import Winograd, WinogradConv2d, _packed, _points, _tiles, _winograd, suits
 
 SIZES = [(4, 4), (8, 8), (7, 7), (12, 9), (4, 17), (21, 8)]
 
@@ -104,6 +104,15 @@ def test_products_by_onednn_give_the_same_convolution(packed, monkeypatch, size,
     found, wanted = torch.autograd.grad(ours, x, up), torch.autograd.grad(exact, wide, up.double())
     assert apart(found[0], wanted[0]) < 5e-6
     assert packed
+
+
+def test_parts_are_as_few_as_their_size_allows_and_nearly_equal():
+    images = [(p.images.start, p.images.stop) for p in _tiles.parts(5, 1, 1, 4)]
+    assert images == [(0, 3), (3, 5)]
+    bands = [(p.rows.start, p.rows.stop) for p in _tiles.parts(1, 10, 1, 4)]
+    assert bands == [(0, 4), (4, 8), (8, 10)]
+    whole = [(p.images, p.rows) for p in _tiles.parts(1, 8, 1, 4)]
+    assert whole == [(slice(0, 1), slice(0, 8))]
 
 
 def test_batches_of_other_sizes_are_filled_up_or_get_an_order_of_their_own(packed, monkeypatch):
