@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,22 @@ def test_ray_gives_the_results_of_this_process():
     there = dict(executor("ray", workers=2)(work))
     assert all(same(here[key], there[key]) for key in ("0", "2"))
     assert "ArithmeticError" in (there["1"].error or "")
+
+
+def test_a_run_that_is_closed_leaves_nothing_at_work_on_a_ray_cluster_of_others():
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        work = [Task(str(x), measure, Point(x, sleep=120.0 * (x > 0))) for x in range(3)]
+        ended = executor("ray")(work)
+        assert next(ended)[0] == "0"
+        ended.close()
+        patience = time.monotonic() + 30
+        while ray.available_resources().get("CPU") != 2:
+            assert time.monotonic() < patience, "a task of the run goes on"
+            time.sleep(0.1)
+    finally:
+        ray.shutdown()
 
 
 @pytest.mark.parametrize("name", ["serial", "processes"])
@@ -86,10 +103,8 @@ def test_trials_compute_with_the_threads_asked_for_and_leave_the_callers_alone()
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize("name", ["serial", "processes", "ray"])
+@pytest.mark.parametrize("name", ["serial", "processes"])
 def test_nothing_to_do_is_no_work(name):
-    if name == "ray":
-        return
     assert list(executor(name)([])) == []
 
 

@@ -54,6 +54,8 @@ class Outcome:
 
 Executor = Callable[[Sequence[Task]], Iterator[tuple[str, Outcome]]]
 
+_TURN = 0.2
+"""Seconds after which Ray's wait is taken up again: within it, Ctrl-C is heard a second later."""
 _Ended = queue.SimpleQueue[tuple[str, Future[Any]] | None]
 """Tasks that have ended; ``None`` for an interrupt."""
 
@@ -247,15 +249,16 @@ def _ray(
         ray.init(
             address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
         )
+    keys: dict[Any, str] = {}
     try:
         remote = ray.remote(num_cpus=threads, max_retries=0)(_perform_apart)
         in_flight = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
         waiting = iter(tasks)
-        keys = {
-            remote.remote(task, threads): task.key for task in itertools.islice(waiting, in_flight)
-        }
+        for task in itertools.islice(waiting, in_flight):
+            keys[remote.remote(task, threads)] = task.key
         while keys:
-            for reference in ray.wait(list(keys), num_returns=1)[0]:
+            ended, _ = ray.wait(list(keys), num_returns=1, timeout=_TURN)
+            for reference in ended:
                 key = keys.pop(reference)
                 for task in itertools.islice(waiting, 1):
                     keys[remote.remote(task, threads)] = task.key
@@ -265,6 +268,8 @@ def _ray(
                     outcome = Outcome({}, 0.0, f"Ray lost the task: {error}")
                 yield key, outcome
     finally:
+        for reference in keys:  # after an interrupt; a cluster of others would go on with them
+            ray.cancel(reference, force=True)
         if own:
             ray.shutdown()
 
