@@ -59,17 +59,16 @@ def test_a_run_that_is_closed_leaves_nothing_at_work_on_a_ray_cluster_of_others(
 
 @pytest.mark.parametrize("name", ["serial", "processes"])
 def test_a_trial_that_raises_leaves_the_others_alone(name):
-    work = tasks("", "raise", "exit", "object", "clash", "", "cancelled", "surrogate")
+    work = tasks("", "raise", "exit", "object", "", "cancelled", "surrogate")
     ended = dict(executor(name, workers=2)(work))
     errors = {key: outcome.error for key, outcome in ended.items()}
-    assert errors["0"] is errors["5"] is None
+    assert errors["0"] is errors["4"] is None
     assert "ArithmeticError: x = 1" in errors["1"]
     assert "Traceback" in errors["1"]
     assert "SystemExit" in errors["2"]
     assert "must be a number, text or array, got object" in errors["3"]
-    assert "has the name of an argument" in errors["4"]
-    assert "CancelledError" in errors["6"]
-    assert r"ValueError: bad \udcff" in errors["7"]
+    assert "CancelledError" in errors["5"]
+    assert r"ValueError: bad \udcff" in errors["6"]
     "".join(map(str, errors.values())).encode()
 
 

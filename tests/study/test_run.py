@@ -253,6 +253,23 @@ def test_mapper_maps_in_order_and_resumes(tmp_path):
         apply(measure, [Point(3, log=log), Point(5, behaviour="raise")])
 
 
+def test_mapper_takes_results_of_any_name(tmp_path):
+    apply = mapper("my sweep", execute=SERIAL, store=tmp_path / "s")
+    for _ in range(2):  # computed, then from the store
+        results = apply(measure, [Point(3, behaviour="clash")])
+        assert results == [{"x": 1.0, "error": 0.5, "seconds": 2.0}]
+
+
+def test_a_result_that_would_hide_a_column_of_the_frame_fails_its_trial(tmp_path):
+    done = run(toy(behaviour="clash", bad=(2,)), execute=SERIAL, store=tmp_path / "s")
+    (failure,) = done.failures
+    assert failure.settings["x"] == 2
+    assert failure.error == (
+        "ValueError: result 'x' has the name of an argument or of a column of the frame"
+    )
+    assert "word" in done.frame
+
+
 def test_mapper_hands_on_a_result_that_tells_a_failure_and_computes_it_again(tmp_path):
     log = str(tmp_path / "log")
     apply = mapper("my sweep", execute=SERIAL, store=tmp_path / "s")

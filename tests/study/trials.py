@@ -54,7 +54,7 @@ def measure(point: Point) -> dict[str, Any]:
         case "object":
             return {"value": object()}
         case "clash":
-            return {"x": 1.0}
+            return {"x": 1.0, "error": 0.5, "seconds": 2.0}
     generator = torch.Generator().manual_seed(point.seed)
     matrix = torch.randn(64, 64, generator=generator) @ torch.randn(64, 64, generator=generator)
     return {

@@ -7,7 +7,6 @@ error's text; the others go on.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import multiprocessing
 import os
@@ -104,7 +103,7 @@ def perform(task: Task, threads: int) -> Outcome:
     try:
         torch.set_num_threads(threads)
         with threadpool_limits(threads):
-            values = _plain(task.function(task.args), task.args)
+            values = _plain(task.function(task.args))
     except (KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException:  # whatever a trial raises, SystemExit and CancelledError too
@@ -123,15 +122,10 @@ def _perform_apart(task: Task, threads: int) -> Outcome:
     return perform(task, threads)
 
 
-def _plain(values: Mapping[str, Value], args: Any) -> dict[str, Value]:
+def _plain(values: Mapping[str, Value]) -> dict[str, Value]:
     """Checks a trial's results; NumPy scalars become Python's, arrays go last as in the store."""
-    taken = {field.name for field in dataclasses.fields(args)} | {"seconds", "function", "error"}
     plain: dict[str, Value] = {}
     for name, value in values.items():
-        if name in taken:
-            raise ValueError(
-                f"result {name!r} has the name of an argument or of a column of the frame"
-            )
         if isinstance(value, np.generic):
             value = value.item()
         if isinstance(value, np.ndarray) and value.dtype.hasobject:

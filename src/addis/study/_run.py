@@ -138,10 +138,22 @@ def _compute(
     ):
         for key, outcome in ended:
             trial = by_key[key]
+            outcome = _with_own_names(outcome, trial)
             store.add(key, outcome, study=study, function=trial.name, settings=trial.settings())
             outcomes[key] = outcome
             advance(trial.cost, failed=outcome.error is not None)
     return outcomes
+
+
+def _with_own_names(outcome: Outcome, trial: Trial) -> Outcome:
+    """A failure in place of results that would hide a column of the frame."""
+    columns = {field.name for field in dataclasses.fields(trial.args)}
+    columns |= {"seconds", "function", "error"}
+    for name in outcome.values:
+        if name in columns:
+            text = f"result {name!r} has the name of an argument or of a column of the frame"
+            return Outcome({}, outcome.seconds, f"ValueError: {text}")
+    return outcome
 
 
 def _judged(
