@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from addis.explain import find_layer
-from addis.explain._layers import capture, features_of, last_spatial_layer, undisturbed
+from addis.explain import find_layer, last_spatial_layer
+from addis.explain._layers import capture, features_of, undisturbed
 
 
 def staged() -> nn.Sequential:

@@ -131,8 +131,7 @@ def _baseline(
     """The map, and the layer from which it is read, if any."""
     import torch
 
-    from addis.explain import BASELINES, CAMS, Attribution, find_layer
-    from addis.explain._layers import last_spatial_layer
+    from addis.explain import BASELINES, CAMS, Attribution, find_layer, last_spatial_layer
 
     model, place = network.module, None
     if method in CAMS:

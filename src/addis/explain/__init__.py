@@ -27,6 +27,7 @@ from addis.explain._gradients import smoothgrad as smoothgrad
 from addis.explain._impute import noisy_linear as noisy_linear
 from addis.explain._layers import Layer as Layer
 from addis.explain._layers import find_layer as find_layer
+from addis.explain._layers import last_spatial_layer as last_spatial_layer
 from addis.explain._lrp import lrp as lrp
 from addis.explain._masked import BetaCurve as BetaCurve
 from addis.explain._masked import MaskedPrediction as MaskedPrediction

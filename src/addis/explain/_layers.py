@@ -156,6 +156,18 @@ def find_layer(model: nn.Module, layer: str | nn.Module, x: Tensor | None = None
 def last_spatial_layer(model: nn.Module, x: Tensor) -> Layer:
     """The last module whose output is still a map of more than one cell: the usual layer of
     Grad-CAM.
+
+    Args:
+        model: The model; left as it was.
+        x: Inputs as the model takes them, ``(N, ...)``; only the first is run.
+
+    Raises:
+        ValueError: There is no such module.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> last_spatial_layer(model, torch.rand(1, 3, 8, 8)).name
+        '1'
     """
     with undisturbed(model) as inner:
         stages = _stages(inner, x[:1])
