@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from addis.nn import Winograd
 from addis.train.local._heads import LocalLosses
 from addis.train.local._split import Piece
-from addis.train.local._trace import Stage
+from addis.train.local._stage import Stage
 
 __all__ = ["Block", "BlockResult", "UpdateRules", "run_stage"]
 

@@ -1,4 +1,4 @@
-"""What a training step refuses at the door."""
+"""What heads and training steps refuse at the door."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_batch"]
+__all__ = ["check_batch", "check_fraction"]
 
 
 def check_batch(
@@ -55,3 +55,9 @@ def check_batch(
             raise ValueError(
                 f"y must be in [0, {num_classes - 1}], got values from {low} to {high}"
             )
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raises ``ValueError`` outside ``[0, 1]``."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from addis.train.local._checks import check_fraction
 from addis.train.local._feedback import FeedbackAlignmentLinear
 from addis.train.local._losses import similarity_loss, similarity_matrix
 from addis.train.local._shape import BlockShape, Pool
@@ -263,8 +264,8 @@ class LocalHead(nn.Module):
         super().__init__()
         if pred is None and sim is None:
             raise ValueError("a head needs pred or sim")
-        _check_fraction("beta", beta)
-        _check_fraction("alpha", alpha)
+        check_fraction("beta", beta)
+        check_fraction("alpha", alpha)
         if unsupervised == "sim" and sim is None:
             raise ValueError("unsupervised='sim' needs sim, whose g it shares")
         self.pred = pred
@@ -395,8 +396,3 @@ def _projection(num_classes: int, target_dim: int, generator: torch.Generator | 
 def _project(y: Tensor, projection: Tensor) -> Tensor:
     """``YR (n, T)`` of class numbers ``(n,)`` or soft labels ``(n, K)``."""
     return projection[y] if y.dim() == 1 else y.to(projection.dtype) @ projection
-
-
-def _check_fraction(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value}")

@@ -19,15 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from addis.train.local._shape import BlockShape
-from addis.train.local._trace import (
-    Kind,
-    Stage,
-    Traced,
-    UnsupportedModelError,
-    compile_stage,
-    operation_name,
-    trace,
-)
+from addis.train.local._stage import Stage, compile_stage
+from addis.train.local._trace import Kind, Traced, UnsupportedModelError, operation_name, trace
 
 __all__ = ["Blocks", "Piece", "split"]
 
