@@ -82,6 +82,7 @@ def packed(narrow, monkeypatch):
             made.append(rows)
 
     monkeypatch.setattr(_points, "_FEWEST_PACKED_CHANNELS", 1)
+    monkeypatch.setattr(_points, "_USES", 0)
     monkeypatch.setattr(_points, "PackedFactors", Counted)
     return made
 
@@ -129,6 +130,17 @@ def test_batches_of_other_sizes_are_filled_up_or_get_an_order_of_their_own(packe
         ([1, 1, 4, 1, 1], [3, 5, 3, 4]),
     ):  # fmt: skip
         assert all(right(n) for n in sizes)
+        assert packed == orders
+
+
+def test_only_what_is_used_often_gets_an_order(packed, monkeypatch):
+    monkeypatch.setattr(_points, "_USES", 3)
+    conv, fast = quick(20, 12, torch.float32)
+    x = torch.randn(2, 20, 4, 4, requires_grad=True)
+    (wanted,) = torch.autograd.grad(conv(x).sum(), x)
+    for orders in ([], [2], [2, 2], [2, 2]):  # the fourth part is the second one's way back
+        (found,) = torch.autograd.grad(fast(x).sum(), x)
+        assert apart(found, wanted) < 5e-6
         assert packed == orders
 
 

@@ -26,16 +26,16 @@ class PackedFactors:
     With another number oneDNN may want another order, and would need fifty times as long.
 
     Args:
-        factors: One matrix for each point, ``(P, I, O)``, in float32 on the CPU.
+        factors: One matrix for each point, turned, ``(P, O, I)``, in float32 on the CPU.
         rows: Rows that are multiplied by each of them.
     """
 
     def __init__(self, factors: Tensor, rows: int) -> None:
         self.rows = rows
-        self._points, inputs, self._outputs = factors.shape
+        self._points, self._outputs, inputs = factors.shape
         self._threads = torch.get_num_threads()
         self._wasted = 0
-        kernels = factors.transpose(1, 2).reshape(-1, inputs, 1, 1)
+        kernels = factors.view(-1, inputs, 1, 1)
         image = [1, self._points * inputs, rows, 1]
         self._kernels = _operators()._reorder_convolution_weight(
             kernels, _NONE, _ONE, _ONE, self._points, image

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,27 +11,20 @@ from addis.nn._packed import PackedFactors
 from addis.nn._scheme import BACKWARD, FORWARD, PATCH, TILE, WEIGHT, Scheme
 from addis.nn._tiles import spectra_of
 
-__all__ = ["AnyPoints", "FixedPoints", "Points", "transformed"]
+__all__ = ["FixedPoints", "Points", "transformed"]
 
 _FEWEST_PACKED_CHANNELS = 512
 """With fewer the products of MKL are as quick as oneDNN's (measured with one thread and two)."""
+_USES = 32
+"""Parts of a batch after which oneDNN's order has cost no more than it would have saved."""
 
 
-class AnyPoints(Protocol):
-    """Weights at the points, whatever multiplies by them.
+class Points:
+    """Weights at the points, ``(36, I, O)`` in parts.
 
     Attributes:
         channels: Channels of the output, O.
     """
-
-    channels: int
-
-    def tiles(self, patches: Tensor) -> Tensor:
-        """Outputs ``(4, 4, n, rows, columns, O)`` of patches ``(6, 6, n, rows, columns, I)``."""
-
-
-class Points:
-    """Weights at the points, ``(36, I, O)`` in parts."""
 
     def __init__(self, parts: Sequence[Tensor], scheme: Scheme = FORWARD) -> None:
         self._parts, self._scheme = parts, scheme
@@ -43,7 +35,7 @@ class Points:
         return Points([part.transpose(1, 2) for part in self._parts], BACKWARD)
 
     def tiles(self, patches: Tensor) -> Tensor:
-        """See :class:`AnyPoints`."""
+        """Outputs ``(4, 4, n, rows, columns, O)`` of patches ``(6, 6, n, rows, columns, I)``."""
         spectra = spectra_of(patches, self._scheme.into.to(patches))
         products = spectra.new_empty(PATCH**2, spectra.shape[1], self.channels)
         count = len(self._parts)
@@ -62,51 +54,54 @@ class _PackedPoints:
     """
 
     def __init__(self, weight: Tensor, *, back: bool) -> None:
-        self._weight, self._back = weight, back
+        self._weight = weight.transpose(0, 1) if back else weight
         self._scheme = BACKWARD if back else FORWARD
-        self.channels = weight.shape[1 if back else 0]
         self._factors: PackedFactors | None = None
 
     def tiles(self, patches: Tensor) -> Tensor:
-        """See :class:`AnyPoints`."""
+        """See :meth:`Points.tiles`."""
         n, rows, columns, inputs = patches.shape[2:]
         count = n * rows * columns
-        factors = self._packed(count)
+        if self._factors is None or not self._factors.suit(count):
+            self._factors = PackedFactors(_at_points(self._weight), count)
+        factors = self._factors
         spectra = patches.new_empty(factors.rows, PATCH**2, inputs)
         flat = patches.permute(2, 3, 4, 0, 1, 5).reshape(count, PATCH**2, inputs)
         torch.matmul(self._scheme.into.to(patches), flat, out=spectra[:count])
         spectra[count:] = 0
         tiles = self._scheme.out_of.to(patches) @ factors.multiply(spectra)[:count]
-        tiles = tiles.view(n, rows, columns, TILE, TILE, self.channels)
-        return tiles.permute(3, 4, 0, 1, 2, 5)
-
-    def _packed(self, rows: int) -> PackedFactors:
-        factors = self._factors
-        if factors is None or not factors.suit(rows):
-            (points,) = _whole(self._weight)
-            factors = PackedFactors(points.transpose(1, 2) if self._back else points, rows)
-            self._factors = factors
-        return factors
+        return tiles.view(n, rows, columns, TILE, TILE, -1).permute(3, 4, 0, 1, 2, 5)
 
 
 class FixedPoints:
-    """Weights ``(O, I, 3, 3)`` that do not change, at the points, in the form that is quicker.
+    """Weights ``(O, I, 3, 3)`` that do not change, at the points.
 
-    Attributes:
-        forwards: The factors of the convolution.
-        backwards: Those of the gradient of its input.
+    Wide ones that are used often go over to oneDNN's order.
     """
 
     def __init__(self, weight: Tensor) -> None:
-        self.forwards: AnyPoints
-        self.backwards: AnyPoints
+        self._weight = weight
         wide = min(weight.shape[:2]) >= _FEWEST_PACKED_CHANNELS
-        if wide and weight.dtype == torch.float32 and PackedFactors.available():
-            self.forwards = _PackedPoints(weight, back=False)
-            self.backwards = _PackedPoints(weight, back=True)
-        else:
-            points = Points(_whole(weight))
-            self.forwards, self.backwards = points, points.turned()
+        self._packs = wide and weight.dtype == torch.float32 and PackedFactors.available()
+        self._uses = 0
+        with torch.inference_mode(False):  # or no later pass could go backwards
+            points = Points([_at_points(weight.transpose(0, 1))])
+        self._ways: tuple[Points, Points] | tuple[_PackedPoints, _PackedPoints]
+        self._ways = points, points.turned()
+
+    def channels(self, back: bool) -> int:
+        """Channels that come out."""
+        return self._weight.shape[1 if back else 0]
+
+    def tiles(self, patches: Tensor, back: bool) -> Tensor:
+        """See :meth:`Points.tiles`; ``back``: of the gradient of the input."""
+        self._uses += 1
+        if self._packs and self._uses > _USES and isinstance(self._ways[0], Points):
+            self._ways = (
+                _PackedPoints(self._weight, back=False),
+                _PackedPoints(self._weight, back=True),
+            )
+        return self._ways[back].tiles(patches)
 
 
 def transformed(weight: Tensor) -> list[Tensor]:
@@ -118,8 +113,7 @@ def transformed(weight: Tensor) -> list[Tensor]:
     ]
 
 
-def _whole(weight: Tensor) -> list[Tensor]:
-    """Weights ``(O, I, 3, 3)`` at the points, once ``(36, I, O)``."""
-    with torch.inference_mode(False):  # or no later pass could go backwards
-        flat = weight.permute(2, 3, 1, 0).reshape(9, -1)
-        return [(WEIGHT.to(flat) @ flat).view(-1, weight.shape[1], weight.shape[0])]
+def _at_points(weight: Tensor) -> Tensor:
+    """Weights ``(A, B, 3, 3)`` at the points, ``(36, A, B)``."""
+    flat = weight.permute(2, 3, 0, 1).reshape(9, -1)
+    return (WEIGHT.to(flat) @ flat).view(-1, *weight.shape[:2])

@@ -12,6 +12,7 @@ finite makes NaN of the whole tile of outputs that its patch reaches, in all cha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Self, TypeGuard, cast
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-from addis.nn._points import AnyPoints, FixedPoints, Points, transformed
+from addis.nn._points import FixedPoints, Points, transformed
 from addis.nn._scheme import FORWARD, PATCH, TILE, WEIGHT
 from addis.nn._tiles import parts, patches_of, place, spectra_of, tiles_of
 
@@ -54,8 +55,9 @@ class WinogradConv2d(nn.Conv2d):
 
     The output and the gradient of the input are those of ``conv``, up to rounding; the weights get
     no gradient. Batches that gain nothing, other precisions and autocast run ``conv``'s own kernel;
-    the first that gains pays for the weights' transform, four times their memory, and as much again
-    in the first backward pass of a wide convolution.
+    the first that gains pays for the weights' transform, four times their memory. From 512 channels
+    on a later one changes the order of what was transformed, for the output and, in the next
+    backward pass, with four times the memory again, for the gradient.
 
     Args:
         conv: A convolution that :func:`suits`; its parameters are shared.
@@ -187,7 +189,8 @@ class _FixedConvolution(torch.autograd.Function):
         ctx: Any, x: Tensor, points: FixedPoints, bias: Tensor | None, back: bool
     ) -> Tensor:
         ctx.points, ctx.back = points, back
-        return _convolved(x, points.backwards if back else points.forwards, bias, _layout(x))
+        multiply = partial(points.tiles, back=back)
+        return _convolved(x, multiply, points.channels(back), bias, _layout(x))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -202,7 +205,8 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.bias = None if bias is None else list(bias.shape)
-        return _convolved(x, Points(transformed(weight)), bias, _layout(x, weight))
+        points = Points(transformed(weight))
+        return _convolved(x, points.tiles, points.channels, bias, _layout(x, weight))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -218,7 +222,7 @@ class _Convolution(torch.autograd.Function):
         dx = dw = db = None
         if wanted[0]:
             points = Points(transformed(weight)).turned()
-            dx = _convolved(grad, points, None, _layout(x, weight))
+            dx = _convolved(grad, points.tiles, points.channels, None, _layout(x, weight))
         if wanted[1]:
             dw = _weight_gradient(x, grad, weight)
         if wanted[2]:
@@ -235,14 +239,18 @@ def _layout(*tensors: Tensor) -> torch.memory_format:
 
 
 def _convolved(
-    x: Tensor, points: AnyPoints, bias: Tensor | None, layout: torch.memory_format
+    x: Tensor,
+    multiply: Callable[[Tensor], Tensor],
+    channels: int,
+    bias: Tensor | None,
+    layout: torch.memory_format,
 ) -> Tensor:
-    """The convolution of ``(N, I, H, W)`` by weights at the points."""
+    """The convolution ``(N, O, H, W)`` of ``(N, I, H, W)``; ``multiply`` makes tiles of patches."""
     n, _, h, w = x.shape
     columns = -(-w // TILE)
-    output = torch.empty((n, points.channels, h, w), dtype=x.dtype, memory_format=layout)
+    output = torch.empty((n, channels, h, w), dtype=x.dtype, memory_format=layout)
     for part in parts(n, -(-h // TILE), columns, _CHUNK_TILES * torch.get_num_threads()):
-        tiles = points.tiles(patches_of(x, part, columns))
+        tiles = multiply(patches_of(x, part, columns))
         if bias is not None:
             tiles.add_(bias)
         place(tiles, output, part)
