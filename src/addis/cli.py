@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import importlib
 import os
 import pkgutil
@@ -31,7 +29,6 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Words after ``addis``; ``None`` takes the process's own.
     """
-    atexit.register(gc.freeze)  # torch's modules are not collected first: half a second less
     if os.environ.get("NO_COLOR"):
         os.environ.setdefault("PYTHON_TYRO_ANSI_CODES", "False")
     import tyro

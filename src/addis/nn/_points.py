@@ -62,9 +62,9 @@ class _PackedPoints:
         """See :meth:`Points.tiles`."""
         n, rows, columns, inputs = patches.shape[2:]
         count = n * rows * columns
-        if self._factors is None or not self._factors.suit(count):
-            self._factors = PackedFactors(_at_points(self._weight), count)
-        factors = self._factors
+        factors = self._factors  # read once: another thread may put another in its place
+        if factors is None or not factors.suit(count):
+            factors = self._factors = PackedFactors(_at_points(self._weight), count)
         spectra = patches.new_empty(factors.rows, PATCH**2, inputs)
         flat = patches.permute(2, 3, 4, 0, 1, 5).reshape(count, PATCH**2, inputs)
         torch.matmul(self._scheme.into.to(patches), flat, out=spectra[:count])
