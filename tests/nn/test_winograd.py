@@ -116,8 +116,9 @@ def test_parts_are_as_few_as_their_size_allows_and_nearly_equal():
     assert whole == [(slice(0, 1), slice(0, 8))]
 
 
-def test_batches_of_other_sizes_are_filled_up_or_get_an_order_of_their_own(packed, monkeypatch):
+def test_batches_of_other_sizes_are_cut_and_filled_up_until_that_costs_as_much(packed, monkeypatch):
     monkeypatch.setattr(_packed, "_PATIENCE", 7)
+    monkeypatch.setattr(_packed, "_READING", 1)
     conv, fast = quick(20, 12, torch.float32)
 
     def right(n: int) -> bool:
@@ -126,9 +127,15 @@ def test_batches_of_other_sizes_are_filled_up_or_get_an_order_of_their_own(packe
         return apart(fast(x), exact) < 5e-6
 
     for sizes, orders in (
-        ([3, 3], [3]), ([5], [3, 5]), ([3, 3, 3], [3, 5]), ([3], [3, 5, 3]), ([4], [3, 5, 3, 4]),
-        ([1, 1, 4, 1, 1], [3, 5, 3, 4]),
-    ):  # fmt: skip
+        ([4, 4, 4], [4]),
+        ([3, 3, 3, 3, 3, 3, 3], [4]),  # 7 tiles of filling
+        ([3], [4, 3]),
+        ([5, 5, 5], [4, 3]),  # two pieces of 3: one tile of filling and one reading each
+        ([5], [4, 3, 5]),
+        ([15, 15, 15], [4, 3, 5]),  # three whole pieces: two readings each
+        ([5, 15, 15, 15], [4, 3, 5]),  # a size that fits starts the count anew
+        ([15], [4, 3, 5, 15]),
+    ):
         assert all(right(n) for n in sizes)
         assert packed == orders
 

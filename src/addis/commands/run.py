@@ -65,7 +65,7 @@ def run(
     for name, value in (("OMP_NUM_THREADS", "1"), ("MKL_NUM_THREADS", "1")):
         os.environ.setdefault(name, value)  # before the workers start: one pool of threads a trial
     keep_freed_memory()
-    gc.freeze()  # what was imported need not be collected, now or at the end: half a second less
+    gc.freeze()  # what was imported is not collected now or at the end: 0.3 s less
     progress = Console(stderr=True)
     failed = 0
     for found in studies.values():

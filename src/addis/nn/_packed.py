@@ -16,14 +16,17 @@ __all__ = ["PackedFactors"]
 
 _NONE: Final = [0, 0]
 _ONE: Final = [1, 1]
-_PATIENCE = 200
-"""Rows that take as long to multiply as the factors to put in another order (measured)."""
+_PATIENCE = 400
+"""Rows that take as long to multiply as the factors to make in another order (measured)."""
+_READING = 5
+"""Rows that take as long to multiply as the factors to read once more (measured)."""
 
 
 class PackedFactors:
     """Factors in the order that suits a number of rows and of threads.
 
-    With another number oneDNN may want another order, and would need fifty times as long.
+    With another number oneDNN may want another order, and would need fifty times as long. So any
+    number is cut into pieces of this one, and the last is filled up.
 
     Args:
         factors: One matrix for each point, turned, ``(P, O, I)``, in float32 on the CPU.
@@ -50,15 +53,26 @@ class PackedFactors:
         return bool(found and backend.enabled)
 
     def suit(self, rows: int) -> bool:
-        """Whether so many rows, filled up to :attr:`rows`, are best multiplied in this order."""
-        if rows > self.rows or torch.get_num_threads() != self._threads:
+        """Whether to go on with this order for so many rows: not if other numbers than
+        :attr:`rows` have cost as much by now as an order of their own.
+        """
+        if torch.get_num_threads() != self._threads:
             return False
-        self._wasted = self._wasted + self.rows - rows if rows < self.rows else 0
+        extra = self.room(rows) - rows + _READING * (self.room(rows) // self.rows - 1)
+        self._wasted = self._wasted + extra if extra else 0
         return self._wasted <= _PATIENCE
 
+    def room(self, rows: int) -> int:
+        """Rows that so many take, filled up."""
+        return -(-rows // self.rows) * self.rows
+
     def multiply(self, rows: Tensor) -> Tensor:
-        """Rows ``(rows, P, I)`` by the factor of each point, ``(rows, P, O)``."""
-        image = rows.view(1, self.rows, 1, -1).permute(0, 3, 1, 2)  # a row is a pixel
+        """Rows ``(R, P, I)`` by the factor of each point, ``(R, P, O)``; R as of :meth:`room`."""
+        found = [self._product(piece) for piece in torch.split(rows, self.rows)]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _product(self, piece: Tensor) -> Tensor:
+        image = piece.view(1, self.rows, 1, -1).permute(0, 3, 1, 2)  # a row is a pixel
         found: Tensor = _operators()._convolution_pointwise(
             image, self._kernels, None, _NONE, _ONE, _ONE, self._points, "none", [], ""
         )

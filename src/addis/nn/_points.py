@@ -47,10 +47,9 @@ class Points:
 
 
 class _PackedPoints:
-    """Fixed weights at the points, in the order of oneDNN's kernel.
+    """Fixed weights at the points, in the order of oneDNN's kernel for a number of tiles.
 
-    The order is made anew for more tiles at a time than before, and for fewer when filling up has
-    cost about as much as that.
+    For another number the order is made anew when that number has cost about as much.
     """
 
     def __init__(self, weight: Tensor, *, back: bool) -> None:
@@ -65,7 +64,7 @@ class _PackedPoints:
         factors = self._factors  # read once: another thread may put another in its place
         if factors is None or not factors.suit(count):
             factors = self._factors = PackedFactors(_at_points(self._weight), count)
-        spectra = patches.new_empty(factors.rows, PATCH**2, inputs)
+        spectra = patches.new_empty(factors.room(count), PATCH**2, inputs)
         flat = patches.permute(2, 3, 4, 0, 1, 5).reshape(count, PATCH**2, inputs)
         torch.matmul(self._scheme.into.to(patches), flat, out=spectra[:count])
         spectra[count:] = 0

@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -262,8 +262,9 @@ def _ray(
                     outcome = Outcome({}, 0.0, f"Ray lost the task: {error}")
                 yield key, outcome
     finally:
-        for reference in keys:  # after an interrupt; a cluster of others would go on with them
-            ray.cancel(reference, force=True)
+        with suppress(ray.exceptions.RayError):  # of a cluster that is gone
+            for reference in keys:  # after an interrupt; a cluster of others would go on with them
+                ray.cancel(reference, force=True)
         if own:
             ray.shutdown()
 
